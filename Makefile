@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo`, then `make test`. Everything they need they install into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Seconds that the standard input of nothing may hold up an install.
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: setup demo test soak check bench docs clean
+
+setup: $(VENV)/.dev-installed
+
+# The virtual environment; python3-venv is a package of its own on Debian.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "hvsock needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq python3-venv; \
+		else echo "python3-venv is missing: run  apt-get install -y make python3-venv  and try again" >&2; exit 1; fi; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime-installed: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+# Dependency groups need pip 25.1 or newer.
+$(VENV)/.dev-installed: pyproject.toml $(VENV)/.runtime-installed
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --group dev
+	@touch $@
+
+demo: $(VENV)/.runtime-installed
+	$(BIN)/hvsock demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+soak: setup
+	HVSOCK_SOAK=1 $(BIN)/python -m pytest --timeout=7200 -o faulthandler_timeout=7100
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --platform linux
+	$(BIN)/mypy --platform win32
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -1,0 +1,60 @@
+"""Numbers and well-known identifiers of Hyper-V sockets, each with its source.
+
+"header" is hvsocket.h of the Windows SDK, "ws2def" is ws2def.h. Values of AF_HYPERV that CPython
+has carry CPython's names; the others carry the header's.
+
+The values of :data:`HV_PROTOCOL_RAW` and of the ``HVSOCKET_*`` options collide with numbers of Linux:
+``SOL_SOCKET`` is 1 there and ``SO_ERROR`` is 4, just like ``HVSOCKET_CONNECTED_SUSPEND``. They are
+therefore integers of a type of their own, and the socket class tells them apart by that type.
+"""
+
+from enum import IntEnum
+
+
+class ProtocolLevel(IntEnum):
+    """The protocol of an AF_HYPERV socket, which is the level of its options too (header)."""
+
+    HV_PROTOCOL_RAW = 1
+
+
+class HvsocketOption(IntEnum):
+    """Options at level HV_PROTOCOL_RAW; every value is a ULONG (header)."""
+
+    HVSOCKET_CONNECT_TIMEOUT = 0x01
+    """Milliseconds until a connect gives up with ETIMEDOUT."""
+    HVSOCKET_CONTAINER_PASSTHRU = 0x02
+    """Non-zero: a container in a VM counts as a child of the VM's parent (old headers only)."""
+    HVSOCKET_CONNECTED_SUSPEND = 0x04
+    """Non-zero: the connection survives a pause of the VM."""
+    HVSOCKET_HIGH_VTL = 0x08
+    """Non-zero: connect to the guest's VTL 2."""
+
+
+AF_HYPERV = 34
+"""Address family (ws2def). The descriptor underneath is AF_UNIX on Linux."""
+
+HV_PROTOCOL_RAW = ProtocolLevel.HV_PROTOCOL_RAW
+HVSOCKET_CONNECT_TIMEOUT = HvsocketOption.HVSOCKET_CONNECT_TIMEOUT
+HVSOCKET_CONTAINER_PASSTHRU = HvsocketOption.HVSOCKET_CONTAINER_PASSTHRU
+HVSOCKET_CONNECTED_SUSPEND = HvsocketOption.HVSOCKET_CONNECTED_SUSPEND
+HVSOCKET_HIGH_VTL = HvsocketOption.HVSOCKET_HIGH_VTL
+
+HVSOCKET_CONNECT_TIMEOUT_MAX = 300_000
+"""Milliseconds; the most that HVSOCKET_CONNECT_TIMEOUT takes (header)."""
+HVSOCKET_CONNECT_TIMEOUT_DEFAULT = 2_000
+"""Milliseconds; what a connect waits when the option was not set (as Windows and Linux do)."""
+
+HVSOCKET_ADDRESS_FLAG_PASSTHRU = 0x00000001
+"""Flag of HVSOCKET_ADDRESS_INFO (header)."""
+
+SOCKADDR_HV_BYTES = 36
+"""Size of SOCKADDR_HV: family, reserved, VmId, ServiceId (header)."""
+
+VSOCK_PORT_MAX = 0xFFFFFFFF
+"""Largest AF_VSOCK port. The header says 0x7FFFFFFF; Linux dropped that limit."""
+VMADDR_CID_LOCAL = 1
+"""CID of the own partition (linux/vm_sockets.h)."""
+VMADDR_CID_HOST = 2
+"""CID of the parent partition (linux/vm_sockets.h)."""
+VMADDR_CID_ANY = 0xFFFFFFFF
+"""CID that binds to every partition (linux/vm_sockets.h)."""

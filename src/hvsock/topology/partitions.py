@@ -1,0 +1,132 @@
+"""Partitions and the tree that they form: one host at the root, VMs and containers below, to any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hvsock.addresses import WELL_KNOWN_VMIDS, VmId, parse_vm_id
+from hvsock.errors import DuplicateError, NotFoundError, UsageError
+
+MAX_PARTITION_NAME_CHARACTERS = 100
+"""Longest name of a partition: Hyper-V's own limit for the name of a VM."""
+
+
+class Kind(StrEnum):
+    """What a partition is."""
+
+    HOST = "host"
+    VM = "vm"
+    CONTAINER = "container"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition.
+
+    Attributes:
+        id: its VmId, unique in the fabric.
+        name: its name, unique in the fabric without regard to case.
+        kind: host, vm or container.
+        parent: the VmId of the partition it runs in; None for the host alone.
+        group: partitions with the same group reach each other by VmId; None for no group.
+    """
+
+    id: VmId
+    name: str
+    kind: Kind
+    parent: VmId | None = None
+    group: str | None = None
+
+
+def check_partition_name(name: str) -> str:
+    """`name`, if a partition can be called so.
+
+    Raises:
+        UsageError: empty, too long, unprintable, or something that an address reads otherwise.
+    """
+    if not name or name != name.strip() or not name.isprintable():
+        raise UsageError(f"a partition's name is printable text without blanks at its ends, not {name!r}")
+    if len(name) > MAX_PARTITION_NAME_CHARACTERS:
+        raise UsageError(
+            f"a partition's name has at most {MAX_PARTITION_NAME_CHARACTERS} characters, not {len(name)}"
+        )
+    if name.lower() == Kind.HOST or parse_vm_id(name) is not None:
+        words = ", ".join([*WELL_KNOWN_VMIDS, Kind.HOST])
+        raise UsageError(f"{name!r} means something else in an address; not a GUID and none of: {words}")
+    return name
+
+
+class Tree:
+    """The partitions of one fabric; holds that there is one host and that every parent exists."""
+
+    def __init__(self, host: Partition) -> None:
+        if host.kind is not Kind.HOST or host.parent is not None:
+            raise ValueError("the root of the tree is the host, which has no parent")
+        self.host = host
+        self._by_id: dict[VmId, Partition] = {host.id: host}
+        self._by_name: dict[str, Partition] = {host.name.casefold(): host}
+        self._children: dict[VmId, dict[VmId, Partition]] = {host.id: {}}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Partition]:
+        """All partitions, parents before their children."""
+        return iter(self._by_id.values())
+
+    def __contains__(self, vm_id: VmId) -> bool:
+        return vm_id in self._by_id
+
+    def get(self, vm_id: VmId | None) -> Partition | None:
+        """The partition with that id, or None."""
+        return None if vm_id is None else self._by_id.get(vm_id)
+
+    def named(self, name: str) -> Partition | None:
+        """The partition with that name, without regard to case, or None."""
+        return self._by_name.get(name.casefold())
+
+    def parent_of(self, partition: Partition) -> Partition | None:
+        """The partition that `partition` runs in; None for the host."""
+        return self.get(partition.parent)
+
+    def children_of(self, partition: Partition) -> tuple[Partition, ...]:
+        """The partitions that run directly in `partition`."""
+        return tuple(self._children[partition.id].values())
+
+    def add(self, partition: Partition) -> None:
+        """Add a VM or a container below its parent.
+
+        Raises:
+            UsageError: a second host, or a name that cannot be one.
+            DuplicateError: its id or name is in use; the ids of HV_GUID_* always are.
+            NotFoundError: its parent is not in the tree.
+        """
+        check_partition_name(partition.name)
+        if partition.kind is Kind.HOST:
+            raise UsageError("a fabric has one host; make a vm or a container")
+        if partition.parent not in self._by_id:
+            raise NotFoundError(f"no partition has the id {partition.parent}, so it cannot be a parent")
+        if partition.id in self._by_id or partition.id in WELL_KNOWN_VMIDS.values():
+            raise DuplicateError(f"the id {partition.id} is in use; leave the id out to get a fresh one")
+        if partition.name.casefold() in self._by_name:
+            raise DuplicateError(f"a partition named {partition.name!r} exists already")
+        self._by_id[partition.id] = partition
+        self._by_name[partition.name.casefold()] = partition
+        self._children[partition.id] = {}
+        self._children[partition.parent][partition.id] = partition
+
+    def remove(self, partition: Partition) -> None:
+        """Take out a partition that has no children.
+
+        Raises:
+            UsageError: it is the host, or partitions run in it.
+        """
+        if partition.parent is None:
+            raise UsageError("the host cannot be removed")
+        if self._children[partition.id]:
+            inside = ", ".join(child.name for child in self.children_of(partition))
+            raise UsageError(f"partitions run in {partition.name!r}: remove {inside} first")
+        del self._by_id[partition.id], self._by_name[partition.name.casefold()], self._children[partition.id]
+        del self._children[partition.parent][partition.id]

@@ -100,8 +100,16 @@ class Service:
     settings: Settings = Settings()
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
 
-    def settings_for(self, vm_id: VmId | None) -> Settings:
-        """The effective settings for connections of VM `vm_id`, or for no VM in particular; none is None."""
-        one = self.per_vm.get(vm_id) if vm_id is not None and self.per_vm else None
-        general = self.settings.over(DEFAULTS)
-        return general if one is None else one.over(general)
+    def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
+        """The effective settings, in which nothing is None any more.
+
+        Args:
+            vm_id: for connections of this VM or container; None for no one in particular.
+            through: the VM that they pass through, whose settings apply where `vm_id` has none of its own.
+        """
+        settings = self.settings.over(DEFAULTS)
+        for level in (through, vm_id):
+            one = None if level is None else self.per_vm.get(level)
+            if one is not None:
+                settings = one.over(settings)
+        return settings

@@ -1,23 +1,25 @@
 """The verdict on a bind, a listen and a connect: every check in order, the first refusal counts.
 
-Each verdict is a walk over checks. The broker stops at the first that fails; ``hvsock doctor`` prints
-them all, so that what is explained is what is decided.
+A verdict is a walk over checks that ends at the first that fails. The broker takes where it ends,
+``hvsock doctor`` prints the way there: what is explained is what is decided.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
-from hvsock.addresses import HV_GUID_LOOPBACK, ServiceId, VmId, describe_vm_id
+from hvsock.addresses import HV_GUID_LOOPBACK, WELL_KNOWN_VMIDS, ServiceId, VmId, describe_vm_id
 
 from .access import Allowed, Owner, Service, Settings, Subject
 from .matching import WILDCARD_BINDS, Bound, match, may_bind
 from .partitions import Kind, Partition, Tree
-from .reachability import NOT_A_DESTINATION, Relation, relation, resolve
+from .reachability import NOT_A_DESTINATION, Relation, relation, resolve, view
+
+_WORDS = frozenset(WELL_KNOWN_VMIDS.values())
 
 
 class Reason(Enum):
@@ -34,13 +36,21 @@ class Reason(Enum):
     IN_USE = "in-use"
     BACKLOG_FULL = "backlog-full"
     CANCELLED = "cancelled"
+    LISTENER_GONE = "listener-gone"
     LIMIT = "limit"
     BAD_REQUEST = "bad-request"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refusal: the errno for the caller's socket, the reason for counters, the words for people."""
+    """Why something does not go on.
+
+    Attributes:
+        errno: for the caller's socket.
+        reason: for counters.
+        text: for people, one line with what to do about it. It may name other partitions and their
+            bindings, so it is for those on the host; a guest gets no more than the errno.
+    """
 
     errno: int
     reason: Reason
@@ -131,126 +141,138 @@ class Rules(Generic[L]):
 
     def connect(self, request: Request) -> Grant[L] | Refusal:
         """The verdict on a connect."""
-        for step in self._connect_checks(request):
-            if isinstance(step, Grant):
-                return step
-            if step.refusal is not None:
-                return step.refusal
-        raise AssertionError("a walk over the checks ends in a grant or a refusal")
+        return self._walk(request, [])
 
     def explain_connect(self, request: Request) -> list[Check]:
         """The checks behind :meth:`connect`, up to the first that fails."""
         steps: list[Check] = []
-        for step in self._connect_checks(request):
-            if isinstance(step, Grant):
-                break
-            steps.append(step)
-            if step.refusal is not None:
-                break
+        self._walk(request, steps)
         return steps
 
-    def _connect_checks(self, request: Request) -> Iterator[Check | Grant[L]]:
-        source, passthru = request.source, request.passthru
+    def _walk(self, request: Request, steps: list[Check]) -> Grant[L] | Refusal:
+        source, service_id = request.source, request.service_id
         on_host = source.kind is Kind.HOST
 
         question = "Can the address be connected to?"
-        if request.vm_id in NOT_A_DESTINATION:
-            word = describe_vm_id(request.vm_id)
-            yield _no(question, errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, f"{word} is for listeners only")
-            return
-        target = resolve(self.tree, source, request.vm_id, passthru)
-        how = None if target is None else relation(self.tree, source, target, passthru)
+        target = resolve(self.tree, source, request.vm_id, request.passthru)
+        how = None if target is None else relation(self.tree, source, target, request.passthru)
         if target is None or how is None:
-            # a word that means nothing here is EADDRNOTAVAIL, as at bind; an id is a host out of reach
-            code = errno.EHOSTUNREACH if describe_vm_id(request.vm_id) == request.vm_id else errno.EADDRNOTAVAIL
-            text = f"{describe_vm_id(request.vm_id)} is not a partition that {source.name!r} can reach"
-            yield _no(question, code, Reason.UNREACHABLE, text)
-            return
-        yield Check(question, f"yes: {target.name!r}; {source.name!r} is {how.value} to it")
+            return _fails(steps, question, _nowhere(source, request.vm_id))
+        steps.append(Check(question, f"yes: {target.name!r}, to which {source.name!r} is {how.value}"))
 
-        service = self.services.get(request.service_id)
         question = "Is the service registered?"
+        service = self.services.get(service_id)
+        wildcards = True
         if service is not None:
-            yield Check(question, f"yes: {service.name!r}")
-        elif how is Relation.SAME:
-            yield Check(question, "no; a loopback connection does not need it")
-        else:
-            code = errno.EACCES if on_host else errno.ECONNREFUSED
-            yield Check(question, "no", _not_registered(request.service_id, code))
-            return
-
-        if service is not None:
+            steps.append(Check(question, f"yes: {service.name!r}"))
             settings = _settings(service, source, target, how)
             if on_host and request.subject is not None:
-                refusal = self._denied(settings.connect, request.subject, service, "connect to")
-                yield Check("May this user connect?", "no" if refusal else "yes", refusal)
-            refusal = _disabled(settings, service, errno.EINVAL if on_host else errno.ECONNREFUSED)
-            yield Check("Is the service enabled?", "no" if refusal else "yes", refusal)
-            wildcards = target.kind is not Kind.HOST or settings.wildcard_binds is not False
+                question = "May this user connect?"
+                if not self._may(settings.connect, request.subject):
+                    return _fails(steps, question, _denied(request.subject, service, "connect to"))
+                steps.append(Check(question, "yes"))
+            question = "Is the service enabled?"
+            if not settings.enabled:
+                return _fails(steps, question, _disabled(service, errno.EINVAL if on_host else errno.ECONNREFUSED))
+            steps.append(Check(question, "yes"))
+            if target.kind is Kind.HOST and how is not Relation.SAME:
+                wildcards = settings.wildcard_binds is not False
+        elif how is Relation.SAME:
+            steps.append(Check(question, "no; a loopback connection does not need it"))
         else:
-            wildcards = True
+            code = errno.EACCES if on_host else errno.ECONNREFUSED
+            return _fails(steps, question, _not_registered(service_id, code))
 
         question = "Does something listen?"
-        listening = [
-            listener for listener in self.listeners.get((target.id, request.service_id), ()) if listener.listening
-        ]
-        listener = match(self.tree, target, listening, source, passthru=passthru, wildcards=wildcards)
+        bound = self.listeners.get((target.id, service_id), ())
+        listening = [listener for listener in bound if listener.listening]
+        listener = match(self.tree, target, listening, source, passthru=request.passthru, wildcards=wildcards)
         if listener is None:
-            yield _no(
-                question,
-                errno.ECONNREFUSED,
-                Reason.NO_LISTENER,
-                _why_none(target, source, listening, wildcards),
-            )
-        elif listener.type != request.type:
-            text = "the listener's socket type is another: one is SOCK_STREAM, the other SOCK_SEQPACKET"
-            yield _no(question, errno.EPROTOTYPE, Reason.WRONG_TYPE, text)
-        else:
-            yield Check(question, f"yes: in {target.name!r}, bound to {describe_vm_id(listener.vm_id)}")
-            yield Grant(listener, target, how)
+            text = _why_none(bound, listening, target, source, view(how, source), wildcards)
+            return _fails(steps, question, Refusal(errno.ECONNREFUSED, Reason.NO_LISTENER, text))
+        steps.append(Check(question, f"yes: in {target.name!r}, bound to {describe_vm_id(listener.vm_id)}"))
+
+        if listener.type != request.type:
+            text = "the listener has the other socket type; connect with its own, SOCK_STREAM or SOCK_SEQPACKET"
+            refusal = Refusal(errno.EPROTOTYPE, Reason.WRONG_TYPE, text)
+            return _fails(steps, "Is it of the same socket type?", refusal)
+        return Grant(listener, target, how)
 
     def bind(
         self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
     ) -> Refusal | None:
-        """The verdict on a bind in `partition`; None lets it go on. Whether the address is free is not asked."""
+        """The verdict on a bind in `partition`; None lets it go on. :meth:`taken` tells whether it is free."""
         if not may_bind(self.tree, partition, vm_id):
-            text = f"{describe_vm_id(vm_id)} is no address that a listener in {partition.name!r} can have"
+            word = describe_vm_id(vm_id)
+            text = f"{word} is no address for a listener in {partition.name!r}; bind to any instead"
             return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_BINDABLE, text)
         if partition.kind is not Kind.HOST:
             return None
         service = self.services.get(service_id)
-        if service is not None:
-            if subject is None:
-                return None
-            return self._denied(service.settings_for(vm_id).bind, subject, service, "bind")
-        return None if vm_id == HV_GUID_LOOPBACK else _not_registered(service_id, errno.EACCES)
+        if service is None:
+            return None if vm_id == HV_GUID_LOOPBACK else _not_registered(service_id, errno.EACCES)
+        if subject is None or self._may(self._settings_bound(service, partition, vm_id).bind, subject):
+            return None
+        return _denied(subject, service, "bind")
+
+    def taken(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
+        """The refusal when a socket of `partition` has that address already; the types share their addresses."""
+        if all(bound.vm_id != vm_id for bound in self.listeners.get((partition.id, service_id), ())):
+            return None
+        word = describe_vm_id(vm_id)
+        text = f"({word}, {service_id}) is bound in {partition.name!r} already; close that socket first"
+        return Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
 
     def listen(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
         """The verdict on a listen on a bound socket; None lets it go on."""
         service = self.services.get(service_id)
         if partition.kind is not Kind.HOST or service is None:
             return None
-        return _disabled(service.settings_for(vm_id), service, errno.EINVAL)
+        enabled = self._settings_bound(service, partition, vm_id).enabled
+        return None if enabled else _disabled(service, errno.EINVAL)
 
-    def _denied(self, allowed: Allowed | None, subject: Subject, service: Service, act: str) -> Refusal | None:
-        if self.owner.administers(subject) or (allowed is not None and allowed.includes(subject)):
-            return None
-        text = f"user {subject.uid} may not {act} {service.name!r}; its owner can allow it: hvsock service access"
-        return Refusal(errno.EACCES, Reason.DENIED, text)
+    def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
+        peer = self.tree.get(vm_id)
+        how = None if peer is None else relation(self.tree, peer, partition, passthru=True)
+        if peer is None or how is None:
+            return service.settings_for(None)
+        return _settings(service, peer, partition, how)
+
+    def _may(self, allowed: Allowed | None, subject: Subject) -> bool:
+        return self.owner.administers(subject) or (allowed is not None and allowed.includes(subject))
 
 
 def _settings(service: Service, source: Partition, target: Partition, how: Relation) -> Settings:
-    """The settings in force: those of the guest on either side; between two members, off for one is off."""
+    """The settings in force between two partitions, those of the guest; between members, off for one is off."""
     if how is Relation.SAME:
         return service.settings_for(None)
-    of_source, of_target = service.settings_for(source.id), service.settings_for(target.id)
+    guest, other = (source, target) if how is Relation.CHILD or target.kind is Kind.HOST else (target, source)
     if how is Relation.MEMBER:
-        return replace(of_target, enabled=of_source.enabled and of_target.enabled)
-    return of_source if how is Relation.CHILD else of_target
+        settings, others = service.settings_for(guest.id), service.settings_for(other.id)
+        return replace(
+            settings,
+            enabled=settings.enabled and others.enabled,
+            wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
+        )
+    return service.settings_for(guest.id, through=None if guest.parent == other.id else guest.parent)
 
 
-def _no(question: str, code: int, reason: Reason, text: str) -> Check:
-    return Check(question, "no", Refusal(code, reason, text))
+def _fails(steps: list[Check], question: str, refusal: Refusal) -> Refusal:
+    steps.append(Check(question, "no", refusal))
+    return refusal
+
+
+def _nowhere(source: Partition, vm_id: VmId) -> Refusal:
+    """A word that leads nowhere is no destination; an id is a host out of reach, whether it exists or not."""
+    word = describe_vm_id(vm_id)
+    if vm_id in NOT_A_DESTINATION:
+        text = f"{word} is for listeners only; connect to loopback or a VmId"
+        return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, text)
+    if vm_id in _WORDS:
+        text = f"{word} means no partition in {source.name!r}; connect to loopback or a VmId"
+        return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, text)
+    text = f"{word} is no child of {source.name!r} and in no group with it; check the id, or put both in one group"
+    return Refusal(errno.EHOSTUNREACH, Reason.UNREACHABLE, text)
 
 
 def _not_registered(service_id: ServiceId, code: int) -> Refusal:
@@ -258,18 +280,31 @@ def _not_registered(service_id: ServiceId, code: int) -> Refusal:
     return Refusal(code, Reason.NOT_REGISTERED, text)
 
 
-def _disabled(settings: Settings, service: Service, code: int) -> Refusal | None:
-    if settings.enabled:
-        return None
+def _denied(subject: Subject, service: Service, act: str) -> Refusal:
+    text = f"user {subject.uid} may not {act} {service.name!r}; its owner can allow it: hvsock service access"
+    return Refusal(errno.EACCES, Reason.DENIED, text)
+
+
+def _disabled(service: Service, code: int) -> Refusal:
     text = f"{service.name!r} is disabled here; run: hvsock service enable {service.id}"
     return Refusal(code, Reason.DISABLED, text)
 
 
-def _why_none(target: Partition, source: Partition, listening: Sequence[Listening], wildcards: bool) -> str:
+def _why_none(
+    bound: Sequence[Listening],
+    listening: Sequence[Listening],
+    target: Partition,
+    source: Partition,
+    seen_as: VmId,
+    wildcards: bool,
+) -> str:
+    if not bound:
+        return f"nothing listens to it in {target.name!r}; start its server there"
     if not listening:
-        return f"nothing listens to it in {target.name!r}"
+        return f"a socket in {target.name!r} is bound to it and does not listen; call listen() on it"
     bindings = ", ".join(sorted(describe_vm_id(listener.vm_id) for listener in listening))
     text = f"{target.name!r} listens on {bindings}, which does not take {source.name!r}"
+    text += f"; bind to {describe_vm_id(seen_as)}"
     if not wildcards and any(listener.vm_id in WILDCARD_BINDS for listener in listening):
-        text += " (wildcard binds are forbidden for this service; run: hvsock service access)"
+        text += ", or allow wildcard binds: hvsock service access"
     return text

@@ -16,7 +16,7 @@ from hvsock.addresses import (
 )
 
 from .partitions import Kind, Partition, Tree
-from .reachability import Relation, relation
+from .reachability import Relation, relation, share_group
 
 WILDCARD_BINDS = frozenset({HV_GUID_WILDCARD, HV_GUID_CHILDREN})
 """Bindings that take more than one partition; a service's settings may forbid them on its host."""
@@ -53,10 +53,7 @@ def may_bind(tree: Tree, partition: Partition, vm_id: VmId) -> bool:
     if vm_id == HV_GUID_BROADCAST:
         return False
     source = tree.get(vm_id)
-    return source is not None and any(
-        relation(tree, source, partition, passthru) in (Relation.CHILD, Relation.MEMBER)
-        for passthru in (False, True)
-    )
+    return source is not None and accepts(tree, partition, vm_id, source, passthru=True)
 
 
 def accepts(tree: Tree, target: Partition, bound: VmId, source: Partition, passthru: bool = False) -> bool:
@@ -73,8 +70,8 @@ def accepts(tree: Tree, target: Partition, bound: VmId, source: Partition, passt
     if bound == HV_GUID_PARENT:
         return how is Relation.PARENT
     if bound == HV_GUID_SILOHOST:
-        return target.kind is Kind.CONTAINER and tree.parent_of(target) is source
-    return source.id == bound and how in (Relation.CHILD, Relation.MEMBER)
+        return target.kind is Kind.CONTAINER and target.parent == source.id
+    return source.id == bound and (how is Relation.CHILD or share_group(source, target))
 
 
 def specificity(bound: VmId) -> int:

@@ -52,9 +52,9 @@ def check_partition_name(name: str) -> str:
         raise UsageError(
             f"a partition's name has at most {MAX_PARTITION_NAME_CHARACTERS} characters, not {len(name)}"
         )
-    if name.lower() == Kind.HOST or parse_vm_id(name) is not None:
+    if name.casefold() == Kind.HOST or parse_vm_id(name) is not None:
         words = ", ".join([*WELL_KNOWN_VMIDS, Kind.HOST])
-        raise UsageError(f"{name!r} means something else in an address; not a GUID and none of: {words}")
+        raise UsageError(f"{name!r} means something else in an address: choose no GUID and none of {words}")
     return name
 
 
@@ -64,6 +64,8 @@ class Tree:
     def __init__(self, host: Partition) -> None:
         if host.kind is not Kind.HOST or host.parent is not None:
             raise ValueError("the root of the tree is the host, which has no parent")
+        if host.id in WELL_KNOWN_VMIDS.values():
+            raise ValueError(f"the id {host.id} stands for partitions and is none's own")
         self.host = host
         self._by_id: dict[VmId, Partition] = {host.id: host}
         self._by_name: dict[str, Partition] = {host.name.casefold(): host}
@@ -107,11 +109,11 @@ class Tree:
         if partition.kind is Kind.HOST:
             raise UsageError("a fabric has one host; make a vm or a container")
         if partition.parent not in self._by_id:
-            raise NotFoundError(f"no partition has the id {partition.parent}, so it cannot be a parent")
+            raise NotFoundError(f"no partition has the id {partition.parent}: give the one it runs in as parent")
         if partition.id in self._by_id or partition.id in WELL_KNOWN_VMIDS.values():
             raise DuplicateError(f"the id {partition.id} is in use; leave the id out to get a fresh one")
         if partition.name.casefold() in self._by_name:
-            raise DuplicateError(f"a partition named {partition.name!r} exists already")
+            raise DuplicateError(f"a partition named {partition.name!r} exists already: choose another name")
         self._by_id[partition.id] = partition
         self._by_name[partition.name.casefold()] = partition
         self._children[partition.id] = {}

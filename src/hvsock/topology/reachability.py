@@ -1,8 +1,9 @@
 """Which partition an address means, and how two partitions stand to each other.
 
 HVSOCKET_CONTAINER_PASSTHRU on the connecting socket makes one change to the tree as the connection
-sees it: a container that runs directly in a VM counts as a child of that VM's parent. Everything else
-follows from the relation of the two partitions.
+sees it: a container that runs directly in a VM counts as a child of that VM's parent too, and that is
+where PARENT leads. The VM stays the container's own host: SILOHOST leads there with or without the
+option. Everything else follows from the relation of the two partitions.
 """
 
 from __future__ import annotations
@@ -42,17 +43,27 @@ def parent_seen_by(tree: Tree, partition: Partition, passthru: bool) -> Partitio
     return parent
 
 
+def _is_child(tree: Tree, child: Partition, parent: Partition, passthru: bool) -> bool:
+    if child.parent == parent.id:
+        return True
+    seen = parent_seen_by(tree, child, passthru)
+    return seen is not None and seen.id == parent.id
+
+
+def share_group(one: Partition, other: Partition) -> bool:
+    """Whether the operator put two different partitions in one group; it may hold for parent and child too."""
+    return one.id != other.id and one.group is not None and one.group == other.group
+
+
 def relation(tree: Tree, source: Partition, target: Partition, passthru: bool = False) -> Relation | None:
     """What `source` is to `target`, or None when it cannot reach it at all."""
     if source.id == target.id:
         return Relation.SAME
-    if parent_seen_by(tree, target, passthru) is source:
+    if _is_child(tree, target, source, passthru):
         return Relation.PARENT
-    if parent_seen_by(tree, source, passthru) is target:
+    if _is_child(tree, source, target, passthru):
         return Relation.CHILD
-    if source.group is not None and source.group == target.group:
-        return Relation.MEMBER
-    return None
+    return Relation.MEMBER if share_group(source, target) else None
 
 
 def resolve(tree: Tree, source: Partition, vm_id: VmId, passthru: bool = False) -> Partition | None:
@@ -69,8 +80,8 @@ def resolve(tree: Tree, source: Partition, vm_id: VmId, passthru: bool = False) 
     target = tree.get(vm_id)
     if target is None:
         return None
-    how = relation(tree, source, target, passthru)
-    return target if how in (Relation.PARENT, Relation.MEMBER) else None
+    reachable = _is_child(tree, target, source, passthru) or share_group(source, target)
+    return target if reachable else None
 
 
 def view(relation_to_me: Relation, peer: Partition) -> VmId:

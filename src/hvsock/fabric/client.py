@@ -1,0 +1,219 @@
+"""One request to the broker and its answer.
+
+Nothing here keeps a connection to the broker: each request opens one, so that a broker may be killed
+and started again between any two of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hvsock import errors
+from hvsock.addresses import (
+    Address,
+    AddressText,
+    ServiceId,
+    VmId,
+    parse_service_id,
+    parse_url,
+    parse_vm_id,
+)
+from hvsock.errors import HvsockError, NoFabricError, ProtocolError
+
+from . import messages, paths
+from .messages import Flag, Op, Reply, Request
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
+
+REPLY_SECONDS: Final = 30.0
+"""How long a request waits for the broker's answer; answers take milliseconds, so a broker is stuck by then."""
+MINIMAL_BUFFER: Final = 0
+"""SO_SNDBUF that the kernel raises to its minimum (4,608 bytes on 64-bit Linux)."""
+
+_SOCKET_NAMES: Final[dict[int, str]] = {
+    socket.SOCK_STREAM: paths.STREAM_SOCKET,
+    socket.SOCK_SEQPACKET: paths.SEQPACKET_SOCKET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A bound address.
+
+    Attributes:
+        descriptor: the bound socket; the caller owns it.
+        listener_id: 16 bytes that name it to the broker.
+        address: the bound address, with a fresh service id where none was given.
+    """
+
+    descriptor: int
+    listener_id: bytes
+    address: Address
+
+
+def start_connect(
+    connect: Callable[[str], None], send: Callable[[bytes], int], folder: str, request: Request
+) -> None:
+    """Send `request` (a connect) by a non-blocking AF_UNIX socket with a minimal send buffer.
+
+    The connect is pending when this returns.
+
+    Args:
+        connect: connects that socket to a path.
+        send: sends bytes on it.
+        folder: the partition's folder.
+        request: the connect.
+
+    Raises:
+        OSError: ENETUNREACH: no broker answers in `folder`; ENOBUFS: the broker's queue is full.
+    """
+    try:
+        paths.at(folder, _SOCKET_NAMES[request.type], connect)
+        sent = send(request.pack())
+    except OSError as error:
+        raise connect_error(error, folder) from None
+    if sent != messages.REQUEST_BYTES:
+        raise OSError(errno.ENOBUFS, "the kernel took part of a connect request")
+
+
+def connect_error(error: OSError, folder: str) -> OSError:
+    """`error` of a connect to a control socket, as the error of a Hyper-V socket."""
+    if isinstance(error, BlockingIOError):
+        return OSError(errno.ENOBUFS, "the broker's queue of new connections is full; try again")
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.EPIPE, errno.ECONNRESET):
+        return OSError(errno.ENETUNREACH, f"no broker answers in {folder}; start one with: hvsock up")
+    if error.errno == errno.EACCES:
+        return PermissionError(errno.EACCES, f"this user may not enter {folder}")
+    return error
+
+
+def bind(folder: str, type_: int, address: Address, flags: Flag = Flag.NONE) -> Binding:
+    """Have the broker of the partition in `folder` make a socket that is bound to `address`.
+
+    Raises:
+        OSError: EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOBUFS, ENETUNREACH, as tables in docs/reference.md say.
+    """
+    reply, descriptors = _ask(folder, Request(Op.BIND, address, type_, flags))
+    if reply.errno:
+        raise OSError(reply.errno, reply.text)
+    listener_id, service_id = messages.unpack_binding(reply.body)
+    if len(descriptors) != 1:
+        raise ProtocolError("the broker's reply to a bind came without the socket")
+    return Binding(descriptors[0], listener_id, Address(address.vm_id, service_id))
+
+
+def listen(folder: str, listener_id: bytes, backlog: int) -> None:
+    """Tell the broker that connections may now be handed to a bound socket.
+
+    Raises:
+        OSError: EINVAL: the service is disabled, or the binding is gone.
+    """
+    reply, _ = _ask(folder, Request(Op.LISTEN, number=backlog, token=listener_id))
+    if reply.errno:
+        raise OSError(reply.errno, reply.text)
+
+
+def call(folder: str, method: str, **parameters: Any) -> Any:
+    """Call a method of the broker (see :mod:`hvsock.fabric.broker.calls`) and return its result.
+
+    Args:
+        folder: the partition's folder, which says who asks.
+        method: the method's name.
+        parameters: what JSON takes, at most :data:`messages.MAX_CALL_BYTES` in all.
+
+    Raises:
+        NoFabricError: no broker answers.
+        HvsockError: what the broker refused, by the class of :mod:`hvsock.errors`.
+    """
+    request = Request(Op.CALL, call={"method": method, **parameters})
+    try:
+        reply, _ = _ask(folder, request)
+    except OSError as error:
+        if error.errno == errno.ENETUNREACH or isinstance(error, TimeoutError):
+            raise NoFabricError(error.strerror or str(error)) from None
+        raise
+    value = json.loads(reply.body)
+    if reply.errno:
+        kind = getattr(errors, str(value.get("error")), HvsockError)
+        raise kind(str(value.get("text")))
+    return value
+
+
+def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
+    """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(REPLY_SECONDS)
+        try:
+            paths.at(folder, paths.STREAM_SOCKET, link.connect)
+            link.sendall(request.pack())
+            head, descriptors, _, _ = socket.recv_fds(
+                link, messages.REPLY_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except TimeoutError:
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the broker in {folder} did not answer in {REPLY_SECONDS:g} s"
+            ) from None
+        except OSError as error:
+            raise connect_error(error, folder) from None
+        try:
+            if not head:
+                raise OSError(errno.ENETUNREACH, f"the broker in {folder} ended before it answered")
+            code, length = messages.parse_reply_header(head)
+            body = _receive_exactly(link, length)
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return Reply(code, body), descriptors
+
+
+def _receive_exactly(link: socket.socket, length: int) -> bytes:
+    body = bytearray(length)
+    view = memoryview(body)
+    while view:
+        received = link.recv_into(view)
+        if not received:
+            raise ProtocolError(f"the broker's reply ended {len(view)} bytes early")
+        view = view[received:]
+    return bytes(body)
+
+
+def resolve(address: str | tuple[str, str], folder: str | None = None) -> Address:
+    """The address that somebody wrote, with names looked up by the broker.
+
+    Args:
+        address: ``hvsocket://VM/SERVICE``, or the pair of its halves. VM is a GUID, a word (parent,
+            children, loopback, any, silohost) or a partition's name; SERVICE is a GUID, a port or a
+            service's name.
+        folder: the partition's folder that is asked; by default that of this process.
+
+    Raises:
+        UsageError: it is not an address.
+        NotFoundError: no partition or service has that name.
+        NoFabricError: there is a name to look up and no broker answers.
+    """
+    try:
+        text = parse_url(address) if isinstance(address, str) else AddressText(*address)
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from None
+    vm_id, service_id = parse_vm_id(text.vm), parse_service_id(text.service)
+    if vm_id is not None and service_id is not None:
+        return Address(vm_id, service_id)
+    found = call(
+        folder or paths.partition_folder(),
+        "resolve",
+        vm=None if vm_id is not None else text.vm,
+        service=None if service_id is not None else text.service,
+    )
+    return Address(
+        VmId(found["vm_id"]) if vm_id is None else vm_id,
+        ServiceId(found["service_id"]) if service_id is None else service_id,
+    )

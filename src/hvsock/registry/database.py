@@ -1,0 +1,457 @@
+"""The SQLite file under the registry: made whole or not at all, changed by whole transactions, read by everybody.
+
+The choices, each with its reason:
+
+- **A rollback journal, not a write-ahead log**: readers of other users have no write permission, and a
+  write-ahead log makes readers write.
+- **A new file is filled under another name and published by a hard link**: nobody ever sees half of one,
+  two processes that create at once agree on one, and kill -9 leaves a stray file that the next writer
+  sweeps away.
+- **Nothing here opens the file but SQLite**: closing any descriptor of a file drops the process's POSIX
+  locks on it, those of its other connections too (https://sqlite.org/howtocorrupt.html, section 2.2). The
+  one exception, below, never closes.
+- **A journal that a killed writer left** is rolled back by the next process that may write. One that may
+  not reads a private copy of both files, rolled back there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+from urllib.parse import quote
+
+from hvsock.errors import HvsockError, NoFabricError, RefusedError, StateError
+
+T = TypeVar("T")
+
+FILE_NAME: Final = "registry.db"
+JOURNAL_SUFFIX: Final = "-journal"
+NEW_PREFIX: Final = "registry.db.new-"
+"""Names of files that are being filled, and of what a kill -9 left of them."""
+
+APPLICATION_ID: Final = 0x68767372
+"""``hvsr`` in the file's header (https://sqlite.org/fileformat.html#application_id)."""
+SCHEMA_VERSION: Final = 1
+"""``user_version`` in the file's header; a file with a higher one is left alone."""
+
+BUSY_TIMEOUT_MS: Final = 10_000
+"""Milliseconds that a reader or a writer waits for others; a commit takes a few."""
+GLANCE_TIMEOUT_MS: Final = 50
+"""Milliseconds that a look at the version waits for a commit in progress."""
+
+_COPY_ATTEMPTS: Final = 5
+_COPY_BYTES_MAX: Final = 1 << 30
+_OWNER_READS: Final = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH
+_kept_open: dict[tuple[int, int], int] = {}
+_kept_open_lock = threading.Lock()
+
+
+class Database:
+    """One registry file, open for one user at a time: a thread other than the creator's may use it, but not two at once.
+
+    Args:
+        folder: where the file is.
+        fill: puts tables and first rows into a new file.
+        read_only_because: the text with which every change is refused; None to let the file's mode decide.
+
+    Raises:
+        NoFabricError: there is no such folder, or no registry in it that the caller could make.
+        RefusedError: the caller may not read it.
+        StateError: the file is damaged, foreign, or of a newer version.
+    """
+
+    def __init__(
+        self, folder: str, fill: Callable[[sqlite3.Connection], None], read_only_because: str | None = None
+    ) -> None:
+        self.folder = folder
+        self.path = os.path.join(folder, FILE_NAME)
+        self._open: sqlite3.Connection | None = None
+        self._version = 0
+        self._data_version: int | None = None
+        try:
+            found = _lstat(self.path)
+            if found is None:
+                self._create(fill, read_only_because)
+                found = os.lstat(self.path)
+            if not stat.S_ISREG(found.st_mode):
+                raise StateError(f"{self.path} is not a plain file, so it is no registry of ours")
+            if not os.access(self.path, os.R_OK, effective_ids=_EFFECTIVE):
+                raise RefusedError(f"{_me()} may not read {self.path}: {_changed_by(found)} may")
+            self._identity = (found.st_dev, found.st_ino)
+            self._refusal = read_only_because or self._why_not_writable(found)
+        except PermissionError as error:
+            if isinstance(error, HvsockError):
+                raise
+            raise RefusedError(f"{_me()} may not enter {folder}: ask its owner") from None
+        try:
+            if self._refusal is None:
+                _sweep(folder)
+            self._open = _connect(self.path, "ro" if self._refusal else "rw")
+            self.read(lambda connection: None)
+        except sqlite3.Error as error:
+            self.close()
+            raise self._translated(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the caller may change nothing; None when it may."""
+        return self._refusal
+
+    @property
+    def noted_version(self) -> int:
+        """The version that the last :meth:`read` saw."""
+        return self._version
+
+    def close(self) -> None:
+        """Close the file; anything but another close is a ValueError afterwards."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def version(self) -> int:
+        """A number that is another one after any process has committed a change.
+
+        While a commit is in progress the number is the one from before. The call takes some ten
+        microseconds, and GLANCE_TIMEOUT_MS at most.
+
+        Raises:
+            StateError: the file cannot be read any more.
+        """
+        try:
+            self._note_version(self._connection)
+        except sqlite3.Error as error:
+            if self._is_journal_in_the_way(error):
+                self._version += 1  # cannot tell, so let the caller look
+            elif not _is_busy(error):
+                raise self._translated(error) from None
+        return self._version
+
+    def read(self, query: Callable[[sqlite3.Connection], T], timeout_ms: int = BUSY_TIMEOUT_MS) -> T:
+        """What `query` returns, on one consistent state of the file.
+
+        Args:
+            query: reads only; it may be called again when a writer came in between.
+            timeout_ms: milliseconds to wait for a commit in progress.
+
+        Raises:
+            StateError: the file cannot be read, or was locked for too long.
+        """
+        for _ in range(_COPY_ATTEMPTS):
+            try:
+                return self._read_from(self._connection, query, timeout_ms)
+            except sqlite3.Error as error:
+                if not self._is_journal_in_the_way(error):
+                    raise self._translated(error) from None
+            with self._rolled_back_copy() as copy:
+                if copy is not None:
+                    self._version += 1
+                    return query(copy)
+        raise StateError(f"{self.path} is being repaired by another process all the time; try again")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that no other writer runs beside; committed at the end, undone by any exception.
+
+        Raises:
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written, or was locked for too long; nothing was changed.
+        """
+        connection = self._connection
+        if self._refusal is not None:
+            raise RefusedError(self._refusal)
+        found = _lstat(self.path)
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            raise StateError(f"{self.path} was replaced or removed while it was open; nothing was changed")
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("BEGIN IMMEDIATE")
+            changes = connection.total_changes
+            self._check_header(connection)
+            yield connection
+            connection.execute("COMMIT")
+            self._version += connection.total_changes != changes
+        except sqlite3.Error as error:
+            raise self._translated(error) from None
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                connection.execute(f"PRAGMA busy_timeout = {GLANCE_TIMEOUT_MS}")
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._open is None:
+            raise ValueError("the registry is closed")
+        return self._open
+
+    def _note_version(self, connection: sqlite3.Connection) -> None:
+        data_version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+        if data_version != self._data_version:
+            self._data_version = data_version
+            self._version += 1
+
+    def _read_from(
+        self, connection: sqlite3.Connection, query: Callable[[sqlite3.Connection], T], timeout_ms: int
+    ) -> T:
+        try:
+            if timeout_ms != GLANCE_TIMEOUT_MS:
+                connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+            connection.execute("BEGIN")
+            self._note_version(connection)
+            self._check_header(connection)
+            return query(connection)
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if timeout_ms != GLANCE_TIMEOUT_MS:
+                    connection.execute(f"PRAGMA busy_timeout = {GLANCE_TIMEOUT_MS}")
+
+    def _check_header(self, connection: sqlite3.Connection) -> None:
+        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        schema: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID or schema < 1:
+            raise StateError(f"{self.path} is not a registry of ours; move it away to start with a new one")
+        if schema > SCHEMA_VERSION:
+            raise StateError(
+                f"{self.path} has version {schema}, this hvsock knows {SCHEMA_VERSION}: use a newer hvsock"
+            )
+
+    # Creating
+
+    def _create(self, fill: Callable[[sqlite3.Connection], None], read_only_because: str | None) -> None:
+        folder = _lstat(self.folder) and os.stat(self.folder)
+        if folder is None:
+            raise NoFabricError(f"there is no folder {self.folder}: start the fabric first")
+        if read_only_because is not None or not _is_owner(folder):
+            raise NoFabricError(f"there is no registry in {self.folder} yet: its owner starts the fabric first")
+        new = None
+        try:
+            descriptor, new = tempfile.mkstemp(prefix=NEW_PREFIX, dir=self.folder)
+            os.close(descriptor)
+            _fill(new, fill)
+            _hand_over(new, folder)
+            with contextlib.suppress(FileExistsError):
+                os.link(new, self.path)
+            _sync_folder(self.folder)
+        except (OSError, sqlite3.Error) as error:
+            if _lstat(self.path) is None:  # else another process was faster, and swept ours away
+                raise StateError(f"cannot make a registry in {self.folder}: {error}") from None
+        finally:
+            if new is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(new)
+
+    # Who may
+
+    def _why_not_writable(self, found: os.stat_result) -> str | None:
+        file = os.access(self.path, os.R_OK | os.W_OK, effective_ids=_EFFECTIVE)
+        if file and os.access(self.folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
+            return None
+        return (
+            f"the registry {self.path} is changed by {_changed_by(found)} only, and you are {_me()}: "
+            "ask one of them, or act as one of them"
+        )
+
+    # What a killed writer left
+
+    def _is_journal_in_the_way(self, error: sqlite3.Error) -> bool:
+        code = _code(error)
+        return code == sqlite3.SQLITE_READONLY_ROLLBACK or (
+            code & 0xFF == sqlite3.SQLITE_CANTOPEN and os.path.exists(self.path + JOURNAL_SUFFIX)
+        )
+
+    @contextlib.contextmanager
+    def _rolled_back_copy(self) -> Iterator[sqlite3.Connection | None]:
+        """The last committed state, from a copy of file and journal; None when the journal is gone."""
+        try:
+            before = self._file_and_journal()
+            if before[1] is None or before != self._file_and_journal():
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix="hvsock-registry-") as folder:
+                copy = os.path.join(folder, FILE_NAME)
+                for path, content in ((copy, before[0]), (copy + JOURNAL_SUFFIX, before[1])):
+                    with open(path, "xb") as file:
+                        file.write(content)
+                connection = _connect(copy, "rw")
+                try:
+                    self._check_header(connection)
+                    yield connection
+                finally:
+                    connection.close()
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, HvsockError):
+                raise
+            raise StateError(f"{self._unfinished()}, and a copy cannot be read: {error}") from None
+
+    def _file_and_journal(self) -> tuple[bytes, bytes | None]:
+        # The file is never closed again, for closing it would drop this process's locks on it; this
+        # costs one descriptor for each registry in which such a journal was met.
+        with _kept_open_lock:
+            descriptor = _kept_open.get(self._identity)
+            if descriptor is None:
+                descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                found = os.fstat(descriptor)
+                _kept_open[found.st_dev, found.st_ino] = descriptor
+        if os.fstat(descriptor).st_size > _COPY_BYTES_MAX:
+            raise StateError(f"{self._unfinished()}, and {self.path} is too large for a copy")
+        parts = []
+        position = 0
+        while part := _read_at(descriptor, position):
+            parts.append(part)
+            position += len(part)
+        try:
+            with open(self.path + JOURNAL_SUFFIX, "rb") as journal:
+                return b"".join(parts), journal.read(_COPY_BYTES_MAX)
+        except FileNotFoundError:
+            return b"", None
+
+    def _unfinished(self) -> str:
+        return f"a writer died and left {self.path}{JOURNAL_SUFFIX}, which the registry's owner rolls back"
+
+    def _translated(self, error: sqlite3.Error) -> HvsockError:
+        code = _code(error) & 0xFF
+        if _is_busy(error):
+            return StateError(
+                f"{self.path} was in use by another process for {BUSY_TIMEOUT_MS / 1000:g} s; "
+                "nothing was changed: try again"
+            )
+        if self._is_journal_in_the_way(error):
+            return StateError(f"{self._unfinished()} and {_me()} may not; nothing was changed")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return RefusedError(f"{_me()} may not write {self.path} any more; nothing was changed")
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return StateError(
+                f"{self.path} is damaged ({error}): put a copy in its place, or move it away to start with a new one"
+            )
+        return StateError(f"cannot use {self.path}: {error}; nothing was changed")
+
+
+_EFFECTIVE: Final = os.access in os.supports_effective_ids
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
+        uri=True,
+        timeout=GLANCE_TIMEOUT_MS / 1000,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _fill(path: str, fill: Callable[[sqlite3.Connection], None]) -> None:
+    connection = _connect(path, "rw")
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")  # half a file under this name is never used
+        connection.execute("PRAGMA auto_vacuum = NONE")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        fill(connection)
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+def _hand_over(path: str, folder: os.stat_result) -> None:
+    """Give a new file to the folder's owner and group, readable by all, writable by the group if the folder is."""
+    if sys.platform != "win32":
+        mode = _OWNER_READS
+        if folder.st_mode & stat.S_IWGRP:
+            mode |= stat.S_IWGRP
+        os.chown(path, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
+        os.chmod(path, mode)
+
+
+def _sync_folder(folder: str) -> None:
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(folder: str) -> None:
+    """Remove what killed creators left; a creator that is still at work finds the published file instead."""
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.startswith(NEW_PREFIX):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_at(descriptor: int, position: int) -> bytes:
+    if sys.platform != "win32":
+        return os.pread(descriptor, 1 << 20, position)
+    os.lseek(descriptor, position, os.SEEK_SET)
+    return os.read(descriptor, 1 << 20)
+
+
+def _code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _is_owner(folder: os.stat_result) -> bool:
+    return sys.platform == "win32" or os.geteuid() in (folder.st_uid, 0)
+
+
+def _changed_by(found: os.stat_result) -> str:
+    if sys.platform == "win32":
+        return "its owner"
+    owner = f"its owner {_user(found.st_uid)}"
+    return f"{owner} and group {_group(found.st_gid)}" if found.st_mode & stat.S_IWGRP else owner
+
+
+def _me() -> str:
+    return "another user" if sys.platform == "win32" else _user(os.geteuid())
+
+
+def _user(uid: int) -> str:
+    if sys.platform != "win32":
+        import pwd
+
+        with contextlib.suppress(KeyError):
+            return pwd.getpwuid(uid).pw_name
+    return f"uid {uid}"
+
+
+def _group(gid: int) -> str:
+    if sys.platform != "win32":
+        import grp
+
+        with contextlib.suppress(KeyError):
+            return grp.getgrgid(gid).gr_name
+    return f"gid {gid}"

@@ -1,0 +1,170 @@
+"""How an accepted connection is taken from the courier that brings it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from hvsock.errors import ProtocolError
+from hvsock.fabric import messages
+from hvsock.fabric.messages import Courier
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
+
+COURIER_SECONDS: Final = 1.0
+"""How long accept waits for a courier's bytes, which follow its arrival within microseconds."""
+
+_DESCRIPTOR = struct.Struct("i")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A connection and what came with it; the caller owns the descriptor."""
+
+    descriptor: int
+    courier: Courier
+
+
+def take(link: socket.socket) -> Delivered | None:
+    """The connection that the courier at the other end of `link` brings; the caller closes `link`.
+
+    None where it brings none: its broker died before it sent the descriptor, or it is stuck.
+    """
+    deadline = time.monotonic() + COURIER_SECONDS
+    found = _receive(link, deadline)
+    if found is None:
+        return None
+    try:
+        ours = _is_ours(link, found, deadline)
+    except BaseException:
+        os.close(found.descriptor)
+        raise
+    if not ours:
+        os.close(found.descriptor)
+        return None
+    return found
+
+
+def _receive(link: socket.socket, deadline: float) -> Delivered | None:
+    """The descriptor and the addresses.
+
+    They are looked at first and removed after, so that a connection is not lost when this process has
+    no descriptor left: then the spare one makes room.
+    """
+    while True:
+        try:
+            data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
+            if flags & socket.MSG_CTRUNC and not ancillary:
+                data, ancillary = spare.instead(link)
+            break
+        except BlockingIOError:
+            if not _wait(link, deadline):
+                return None
+        except ConnectionResetError:
+            return None
+    descriptors = [
+        value
+        for level, kind, raw in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (value,) in _DESCRIPTOR.iter_unpack(raw[: len(raw) // _DESCRIPTOR.size * _DESCRIPTOR.size])
+    ]
+    try:
+        courier = Courier.unpack(data)
+    except ProtocolError:
+        for extra in descriptors:
+            os.close(extra)
+        return None
+    for extra in descriptors[1:]:
+        os.close(extra)
+    link.recv(messages.COURIER_BYTES, socket.MSG_DONTWAIT)
+    return Delivered(descriptors[0], courier) if descriptors else None
+
+
+def _is_ours(link: socket.socket, found: Delivered, deadline: float) -> bool:
+    """Wait until the broker has drained the request; drain it here if the broker died before it could."""
+    while True:
+        try:
+            done = link.recv(len(messages.DONE), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if not _wait(link, deadline):
+                return False  # a broker that is stuck might drain payload later: the connection is lost
+            continue
+        except ConnectionResetError:
+            done = b""
+        break
+    if done == messages.DONE:
+        return True
+    with socket.socket(fileno=os.dup(found.descriptor)) as connection:
+        try:
+            block = connection.recv(messages.REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if messages.carries(block, found.courier.token):
+                connection.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # nothing there: the request is drained; a reset: the accepter will see it
+    return True
+
+
+def _wait(link: socket.socket, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+
+class _Spare:
+    """One descriptor that is kept to be given up when this process has no other left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._identity: tuple[int, int] | None = None
+        self.keep()
+
+    def keep(self) -> None:
+        """Make sure that there is one.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+        """
+        if self._identity is None:
+            with self._lock:
+                if self._identity is None:
+                    self._descriptor = os.memfd_create("hvsock-spare", os.MFD_CLOEXEC)
+                    found = os.fstat(self._descriptor)
+                    self._identity = (found.st_dev, found.st_ino)
+
+    def instead(self, link: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+        """Look at the courier's message again, with the spare descriptor's place free.
+
+        Raises:
+            OSError: EMFILE: another thread took the place; the courier is lost.
+        """
+        with self._lock:
+            self._give_up()
+            data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
+        if flags & socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return data, ancillary
+
+    def _give_up(self) -> None:
+        identity, self._identity = self._identity, None
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError:
+            return  # the program closed all descriptors once
+        if (found.st_dev, found.st_ino) == identity:
+            os.close(self._descriptor)
+
+
+spare = _Spare()
+"""Kept for the whole process from the import on."""

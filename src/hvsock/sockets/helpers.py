@@ -1,0 +1,165 @@
+"""Shortcuts around the socket class: names instead of GUIDs, and waiting for services that are not there yet."""
+
+from __future__ import annotations
+
+import errno
+import socket as _stdlib
+import sys
+import time
+from typing import Final
+
+from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
+from hvsock.errors import NoFabricError, NotFoundError
+from hvsock.fabric import client, paths
+
+from .socket import socket
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
+
+FIRST_PAUSE_SECONDS: Final = 0.01
+"""Pause after the first try in vain; it doubles up to LONGEST_PAUSE_SECONDS."""
+LONGEST_PAUSE_SECONDS: Final = 0.25
+"""So a service is noticed a quarter of a second after it came, at most."""
+
+AddressLike = str | tuple[str, str]
+"""``hvsocket://VM/SERVICE`` or the pair (VM, SERVICE); each half a GUID, a word, a port or a name."""
+
+_WORTH_WAITING = {
+    errno.ECONNREFUSED,  # nothing listens yet
+    errno.ENETUNREACH,  # no broker yet
+    errno.EHOSTUNREACH,  # no such partition yet
+    errno.EACCES,  # not registered yet; a denial looks the same from here
+    errno.ETIMEDOUT,
+    errno.ENOBUFS,
+}
+
+
+class _Patience:
+    """Growing pauses until a deadline."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._pause = FIRST_PAUSE_SECONDS
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, not below zero; None for no limit."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def pause(self) -> bool:
+        """Sleep; False when the time is over."""
+        left = self.left
+        if left == 0:
+            return False
+        time.sleep(self._pause if left is None else min(self._pause, left))
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return True
+
+
+def create_connection(
+    address: AddressLike,
+    timeout: float | None = None,
+    *,
+    retry: bool = False,
+    type: int = _stdlib.SOCK_STREAM,
+    partition: str | None = None,
+) -> socket:
+    """Connect to a service; names are looked up.
+
+    Args:
+        address: ``hvsocket://VM/SERVICE`` or the pair.
+        timeout: seconds for the whole of it, and the time-out of the socket; None for no limit.
+        retry: try again until the service is there, or `timeout` is over.
+        type: SOCK_STREAM or SOCK_SEQPACKET.
+        partition: the partition's folder to connect from; by default that of the process.
+
+    Raises:
+        OSError: what connect raises; with `retry`, what the last try raised.
+        UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
+    """
+    patience = _Patience(timeout)
+    while True:
+        sock = socket(type=type, partition=partition)
+        try:
+            target = client.resolve(address, partition)
+            # a try of its own may take what is left, so that a late refusal is not turned into a time-out
+            sock.settimeout(patience.left or (None if timeout is None else FIRST_PAUSE_SECONDS))
+            sock.connect(target)
+            sock.settimeout(timeout)
+            return sock
+        except (OSError, NotFoundError, NoFabricError) as error:
+            sock.close()
+            worth = isinstance(error, (NotFoundError, NoFabricError)) or (
+                isinstance(error, OSError) and error.errno in _WORTH_WAITING
+            )
+            if not (retry and worth and patience.pause()):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+
+
+def create_server(
+    address: AddressLike,
+    *,
+    backlog: int = 128,
+    type: int = _stdlib.SOCK_STREAM,
+    partition: str | None = None,
+) -> socket:
+    """A listening socket; names are looked up.
+
+    Args:
+        address: ``hvsocket://VM/SERVICE`` or the pair; VM is any, children, parent, loopback, a VmId or a name.
+        backlog: connections that may wait to be accepted.
+        type: SOCK_STREAM or SOCK_SEQPACKET.
+        partition: the partition's folder to listen in; by default that of the process.
+
+    Raises:
+        OSError: what bind and listen raise.
+        UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
+    """
+    sock = socket(type=type, partition=partition)
+    try:
+        sock.bind(client.resolve(address, partition))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def socketpair(type: int = _stdlib.SOCK_STREAM) -> tuple[socket, socket]:
+    """Two connected sockets that look like a loopback connection; needs no broker."""
+    service_id, fresh = ServiceId.new(), ServiceId.new()
+    connector, accepted = (socket(fileno=end.detach()) for end in _stdlib.socketpair(_stdlib.AF_UNIX, type))
+    connector._own, connector._peer = Address(HV_GUID_CHILDREN, fresh), Address(HV_GUID_LOOPBACK, service_id)
+    accepted._own, accepted._peer = Address(HV_GUID_CHILDREN, service_id), Address(HV_GUID_LOOPBACK, fresh)
+    return connector, accepted
+
+
+def wait_for_service(address: AddressLike, timeout: float | None = None, *, partition: str | None = None) -> None:
+    """Wait until a connect to `address` would succeed; makes no connection.
+
+    Args:
+        address: ``hvsocket://VM/SERVICE`` or the pair.
+        timeout: seconds; None for no limit.
+        partition: the partition's folder to ask from; by default that of the process.
+
+    Raises:
+        TimeoutError: `timeout` is over; the text says what was missing last.
+        UsageError: it is not an address.
+    """
+    patience = _Patience(timeout)
+    folder = partition or paths.partition_folder()
+    while True:
+        try:
+            target = client.resolve(address, partition)
+            found = client.call(folder, "explain", vm=target.vm_id, service=target.service_id)
+            if found["ok"]:
+                return
+            missing = found["error"]["text"]
+        except (NotFoundError, NoFabricError) as error:
+            missing = str(error)
+        if not patience.pause():
+            raise TimeoutError(errno.ETIMEDOUT, f"the service is not there after {timeout:g} s: {missing}")

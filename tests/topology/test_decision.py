@@ -1,0 +1,258 @@
+"""Verdicts: the order of the checks, the steps that explain them, and their texts."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import pytest
+
+from hvsock.addresses import (
+    HV_GUID_BROADCAST,
+    HV_GUID_CHILDREN,
+    HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
+    HV_GUID_SILOHOST,
+    HV_GUID_WILDCARD,
+    VmId,
+    describe_vm_id,
+)
+from hvsock.topology.access import Allowed, Service, Settings
+from hvsock.topology.decision import Grant, Reason, Refusal
+from hvsock.topology.partitions import Kind, Partition
+from hvsock.topology.reachability import Relation
+from tests.topology.world import ECHO, NAMES, SEQPACKET, STRANGER, STREAM, UNKNOWN_VM, World, outcome, vm_id
+
+WORDS = (
+    HV_GUID_WILDCARD,
+    HV_GUID_CHILDREN,
+    HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
+    HV_GUID_SILOHOST,
+    HV_GUID_BROADCAST,
+    UNKNOWN_VM,
+)
+
+
+def worlds() -> Iterator[World]:
+    """Fabrics in which connects come to everything that they can come to."""
+    for settings in (None, Settings(), Settings(enabled=False), Settings(wildcard_binds=False)):
+        for binding in (None, HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_LOOPBACK, "web"):
+            for socket_type in (STREAM, SEQPACKET):
+                for listening in (False, True):
+                    world = World()
+                    if settings is not None:
+                        world.register(settings)
+                    if binding is not None:
+                        for name in NAMES:
+                            world.bound(name, binding, socket_type, listening)
+                    yield world
+
+
+def test_what_is_explained_is_what_is_decided() -> None:
+    """Step for step: all pass but the last, whose refusal is the verdict; every text is one line."""
+    seen: set[Reason | None] = set()
+    for world in worlds():
+        for name, to, passthru, subject in product(NAMES, [*WORDS, *NAMES], (False, True), (None, STRANGER)):
+            verdict = world.connect(name, to, passthru=passthru, subject=subject)
+            steps = world.explain(name, to, passthru=passthru, subject=subject)
+            *passed, last = steps
+            assert all(step.refusal is None for step in passed)
+            assert last.refusal == (verdict if isinstance(verdict, Refusal) else None)
+            assert all(step.question.endswith("?") and step.question.isprintable() for step in steps)
+            assert all(step.found.isprintable() and step.found.startswith(("yes", "no")) for step in steps)
+            if isinstance(verdict, Refusal):
+                assert last.found == "no"
+                assert_names_a_cure(verdict)
+            else:
+                assert last.question == "Does something listen?"
+            seen.add(verdict.reason if isinstance(verdict, Refusal) else None)
+    assert seen == {
+        None,
+        Reason.NOT_A_DESTINATION,
+        Reason.UNREACHABLE,
+        Reason.NOT_REGISTERED,
+        Reason.DENIED,
+        Reason.DISABLED,
+        Reason.NO_LISTENER,
+        Reason.WRONG_TYPE,
+    }
+
+
+def assert_names_a_cure(refusal: Refusal) -> None:
+    """The text is one line of two parts: what is wrong; what to do about it."""
+    problem, separator, cure = refusal.text.partition("; ")
+    assert refusal.text.isprintable()
+    assert problem
+    assert separator
+    verbs = ("bind to ", "call ", "check ", "close ", "connect ", "its owner can ", "run: ", "start ")
+    assert cure.startswith(verbs), refusal.text
+
+
+def test_texts_of_bind_and_listen_name_a_cure() -> None:
+    world = World()
+    world.bound("host", "web")
+    refusals = [
+        world.bind("host", HV_GUID_PARENT),
+        world.bind("web", UNKNOWN_VM),
+        world.bind("host", HV_GUID_WILDCARD),
+        world.taken("host", "web"),
+        world.register().bind("host", HV_GUID_WILDCARD, STRANGER),
+        world.register(Settings(enabled=False)).listen("host", HV_GUID_WILDCARD),
+    ]
+    for refusal in refusals:
+        assert refusal is not None
+        assert_names_a_cure(refusal)
+
+
+EVERYONE = Allowed(everyone=True)
+PUT_RIGHT: dict[Reason, Callable[[World], object]] = {
+    Reason.NOT_REGISTERED: lambda world: world.register(Settings(enabled=False)),
+    Reason.DENIED: lambda world: world.register(Settings(enabled=False, connect=EVERYONE)),
+    Reason.DISABLED: lambda world: world.register(Settings(connect=EVERYONE)),
+    Reason.NO_LISTENER: lambda world: world.bound("web", HV_GUID_WILDCARD, SEQPACKET),
+    Reason.WRONG_TYPE: lambda world: world.bound("web", HV_GUID_PARENT, STREAM),
+}
+"""What is wrong with a connect at first, in the order of the checks, and what puts it right."""
+
+
+def test_order_of_the_verdict() -> None:
+    """Registered, then the user, then enabled, then a listener, then its type."""
+    world = World()
+    questions = []
+    for reason, put_right in PUT_RIGHT.items():
+        verdict = world.connect("host", "web", subject=STRANGER)
+        assert isinstance(verdict, Refusal)
+        assert verdict.reason is reason
+        questions.append(world.explain("host", "web", subject=STRANGER)[-1].question)
+        put_right(world)
+    assert isinstance(world.connect("host", "web", subject=STRANGER), Grant)
+    assert questions == [
+        "Is the service registered?",
+        "May this user connect?",
+        "Is the service enabled?",
+        "Does something listen?",
+        "Is it of the same socket type?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        (HV_GUID_BROADCAST, Reason.NOT_A_DESTINATION),
+        (HV_GUID_PARENT, Reason.NOT_A_DESTINATION),
+        (UNKNOWN_VM, Reason.UNREACHABLE),
+        ("inner", Reason.UNREACHABLE),
+    ],
+)
+@pytest.mark.parametrize("registered", [False, True])
+def test_the_address_comes_before_everything_else(to: VmId | str, reason: Reason, registered: bool) -> None:
+    world = World()
+    if registered:
+        world.register(Settings(enabled=False))
+    for subject in (None, STRANGER):
+        verdict = world.connect("host", to, subject=subject)
+        assert isinstance(verdict, Refusal)
+        assert verdict.reason is reason
+
+
+def test_bind_asks_for_the_address_first_then_registration_then_the_user() -> None:
+    assert outcome(World().bind("host", HV_GUID_PARENT, STRANGER)) == errno.EADDRNOTAVAIL
+    refusal = World().bind("host", HV_GUID_WILDCARD, STRANGER)
+    assert refusal is not None
+    assert refusal.reason is Reason.NOT_REGISTERED
+    refusal = World().register().bind("host", HV_GUID_WILDCARD, STRANGER)
+    assert refusal is not None
+    assert refusal.reason is Reason.DENIED
+
+
+def test_a_grant_tells_who_takes_it_where_and_what_the_source_is() -> None:
+    world = World().register()
+    listener = world.bound("host")
+    assert world.connect("web", HV_GUID_PARENT) == Grant(listener, world["host"], Relation.CHILD)
+
+
+@pytest.mark.parametrize(
+    ("binding", "source", "to", "cure"),
+    [
+        (HV_GUID_CHILDREN, "host", "web", HV_GUID_PARENT),
+        (HV_GUID_PARENT, "web", HV_GUID_LOOPBACK, HV_GUID_LOOPBACK),
+        (HV_GUID_LOOPBACK, "db", "web", "db"),
+        (HV_GUID_LOOPBACK, "box", HV_GUID_PARENT, "box"),
+    ],
+)
+def test_a_listener_that_does_not_take_it_is_told_what_would(
+    binding: VmId, source: str, to: VmId | str, cure: VmId | str
+) -> None:
+    world = World().register()
+    world.bound("web", binding)
+    verdict = world.connect(source, to)
+    assert isinstance(verdict, Refusal)
+    listens = f"'web' listens on {describe_vm_id(binding)}, which does not take {source!r}"
+    assert verdict.text == f"{listens}; bind to {describe_vm_id(world.address(cure))}"
+    world.bound("web", cure)
+    assert isinstance(world.connect(source, to), Grant)
+
+
+def test_forbidden_wildcard_binds_are_named() -> None:
+    world = World().register(Settings(wildcard_binds=False))
+    world.bound("host", "lone")
+    verdict = world.connect("web", HV_GUID_PARENT)
+    assert isinstance(verdict, Refusal)
+    assert "wildcard" not in verdict.text
+    world.bound("host", HV_GUID_WILDCARD)
+    verdict = world.connect("web", HV_GUID_PARENT)
+    assert isinstance(verdict, Refusal)
+    assert verdict.text.endswith(f"bind to {world['web'].id}, or allow wildcard binds: hvsock service access")
+
+
+def test_a_socket_that_does_not_listen_is_named() -> None:
+    world = World().register()
+    world.bound("host", listening=False)
+    verdict = world.connect("web", HV_GUID_PARENT)
+    assert isinstance(verdict, Refusal)
+    assert verdict.text == "a socket in 'host' is bound to it and does not listen; call listen() on it"
+
+
+def test_names_that_people_gave_stay_on_one_line() -> None:
+    """A friendly name comes from the registry as it is."""
+    world = World()
+    world.services[ECHO] = Service(ECHO, "two\nlines", Settings(enabled=False))
+    verdict = world.connect("host", "web")
+    assert isinstance(verdict, Refusal)
+    assert verdict.text.isprintable()
+    assert all(step.found.isprintable() for step in world.explain("host", "web"))
+
+
+def test_members_among_them_the_host() -> None:
+    """The settings of the guest count, and what is off or forbidden for one of both is so between them."""
+    off, no_wildcards = Settings(enabled=False), Settings(wildcard_binds=False)
+    cases: tuple[tuple[dict[VmId, Settings], object, object, object], ...] = (
+        ({}, "goes on", "goes on", "goes on"),
+        ({vm_id(21): off}, errno.ECONNREFUSED, errno.EINVAL, errno.EINVAL),
+        ({vm_id(1): off}, errno.ECONNREFUSED, errno.EINVAL, errno.EINVAL),
+        ({vm_id(21): no_wildcards}, errno.ECONNREFUSED, "goes on", "goes on"),
+        ({vm_id(1): no_wildcards}, errno.ECONNREFUSED, "goes on", "goes on"),
+    )
+    for per_vm, inwards, outwards, listen in cases:
+        world = World()
+        host = Partition(vm_id(1), "host", Kind.HOST, group="green")
+        world.tree = type(world.tree)(host)
+        world.rules.tree = world.tree
+        world.tree.add(Partition(vm_id(20), "outer", Kind.VM, host.id))
+        world.tree.add(Partition(vm_id(21), "deep", Kind.VM, vm_id(20), "green"))
+        world.services[ECHO] = Service(ECHO, "echo", Settings(), per_vm)
+        world.bound("host")
+        world.bound("deep")
+        assert outcome(world.connect("deep", "host")) == inwards
+        assert outcome(world.connect("host", "deep")) == outwards
+        assert outcome(world.listen("host", "deep")) == listen
+
+
+def test_a_binding_to_a_partition_that_is_gone_uses_the_settings_for_all() -> None:
+    world = World().register(lone=Settings(enabled=False))
+    lone = world["lone"].id
+    assert outcome(world.listen("host", lone)) == errno.EINVAL
+    world.tree.remove(world["lone"])
+    assert outcome(world.listen("host", lone)) == "goes on"

@@ -1,0 +1,146 @@
+"""The tree of partitions, and what a partition can be called."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hvsock.addresses import HV_GUID_BROADCAST, HV_GUID_PARENT, HV_GUID_ZERO, WELL_KNOWN_VMIDS, VmId
+from hvsock.errors import DuplicateError, NotFoundError, UsageError
+from hvsock.topology.partitions import (
+    MAX_PARTITION_NAME_CHARACTERS,
+    Kind,
+    Partition,
+    Tree,
+    check_partition_name,
+)
+from tests.topology.world import NAMES, UNKNOWN_VM, World, make_host, vm_id
+
+NEW = Partition(vm_id(50), "new", Kind.VM, vm_id(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["web", "Web 2", "café", "a" * MAX_PARTITION_NAME_CHARACTERS, "hosts", "42", "a/b"]
+)
+def test_names_that_can_be(name: str) -> None:
+    assert check_partition_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " web",
+        "web ",
+        "\t",
+        "we\nb",
+        "we\x1b[31mb",
+        "a" * (MAX_PARTITION_NAME_CHARACTERS + 1),
+        "host",
+        "HOST",
+        "ho\u017ft",
+        *WELL_KNOWN_VMIDS,
+        "Parent",
+        str(UNKNOWN_VM),
+        f"{{{str(UNKNOWN_VM).upper()}}}",
+    ],
+)
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_partition_name(name)
+    assert str(caught.value).isprintable()
+    with pytest.raises(UsageError):
+        World().tree.add(replace(NEW, name=name))
+
+
+def test_a_tree_is_in_order_parents_first() -> None:
+    world = World()
+    assert [partition.name for partition in world.tree] == list(NAMES)
+    assert len(world.tree) == len(NAMES)
+    assert world.tree.host.name == "host"
+
+
+def test_look_up_by_id_and_by_name_without_regard_to_case() -> None:
+    tree = World().tree
+    web = tree.named("WEB")
+    assert web is not None
+    assert tree.get(VmId(str(web.id).upper())) is web
+    assert web.id in tree
+    assert UNKNOWN_VM not in tree
+    assert tree.get(UNKNOWN_VM) is None
+    assert tree.get(None) is None
+    assert tree.named("nobody") is None
+
+
+def test_parents_and_children() -> None:
+    world = World()
+    assert world.tree.parent_of(world["host"]) is None
+    assert world.tree.parent_of(world["inner"]) is world["box"]
+    assert [child.name for child in world.tree.children_of(world["host"])] == ["web", "db", "lone", "jail"]
+    assert world.tree.children_of(world["cell"]) == ()
+
+
+def test_add_and_remove() -> None:
+    tree = World().tree
+    tree.add(NEW)
+    assert tree.get(NEW.id) is tree.named("new") is NEW
+    assert NEW in tree.children_of(tree.host)
+    tree.remove(NEW)
+    assert NEW.id not in tree
+    assert tree.named("new") is None
+    assert NEW not in tree.children_of(tree.host)
+    tree.add(NEW)
+    assert len(tree) == len(NAMES) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"kind": Kind.HOST}, UsageError),
+        ({"parent": None}, NotFoundError),
+        ({"parent": UNKNOWN_VM}, NotFoundError),
+        ({"parent": NEW.id}, NotFoundError),
+        ({"id": vm_id(1)}, DuplicateError),
+        ({"id": vm_id(2)}, DuplicateError),
+        ({"id": HV_GUID_ZERO}, DuplicateError),
+        ({"id": HV_GUID_PARENT}, DuplicateError),
+        ({"id": HV_GUID_BROADCAST}, DuplicateError),
+        ({"name": "web"}, DuplicateError),
+        ({"name": "WEB"}, DuplicateError),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_added_leaves_the_tree_as_it_is(change: dict[str, object], error: type[UsageError]) -> None:
+    tree = World().tree
+    before = list(tree)
+    with pytest.raises(error) as caught:
+        tree.add(replace(NEW, **change))  # type: ignore[arg-type]
+    assert str(caught.value).isprintable()
+    assert list(tree) == before
+    assert NEW not in tree.children_of(tree.host)
+
+
+def test_the_host_and_parents_cannot_be_removed() -> None:
+    world = World()
+    before = list(world.tree)
+    with pytest.raises(UsageError, match="host"):
+        world.tree.remove(world["host"])
+    with pytest.raises(UsageError, match="remove box, nested first"):
+        world.tree.remove(world["web"])
+    assert list(world.tree) == before
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        replace(make_host(), kind=Kind.VM),
+        replace(make_host(), parent=vm_id(2)),
+        replace(make_host(), id=HV_GUID_ZERO),
+        replace(make_host(), id=HV_GUID_PARENT),
+    ],
+    ids=["a vm", "a child", "with the id of WILDCARD", "with the id of PARENT"],
+)
+def test_the_root_is_a_host_with_an_id_of_its_own(root: Partition) -> None:
+    with pytest.raises(ValueError, match=r"root|own"):
+        Tree(root)

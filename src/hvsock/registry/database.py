@@ -46,15 +46,21 @@ BUSY_TIMEOUT_MS: Final = 10_000
 GLANCE_TIMEOUT_MS: Final = 50
 """Milliseconds that a look at the version waits for a commit in progress."""
 
+MAX_PATH_BYTES: Final = 512
+"""Longest path that SQLite takes for a file and its journal, with its final zero (MAX_PATHNAME in os_unix.c)."""
+
 _COPY_ATTEMPTS: Final = 5
 _COPY_BYTES_MAX: Final = 1 << 30
-_OWNER_READS: Final = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH
 _kept_open: dict[tuple[int, int], int] = {}
 _kept_open_lock = threading.Lock()
 
 
+class BusyError(StateError):
+    """Another process held the file for too long."""
+
+
 class Database:
-    """One registry file, open for one user at a time: a thread other than the creator's may use it, but not two at once.
+    """One registry file. Any thread may use the object, one at a time.
 
     Args:
         folder: where the file is.
@@ -75,6 +81,11 @@ class Database:
         self._open: sqlite3.Connection | None = None
         self._version = 0
         self._data_version: int | None = None
+        longest = len(os.fsencode(os.path.join(os.path.realpath(folder), f"{NEW_PREFIX}12345678{JOURNAL_SUFFIX}")))
+        if longest >= MAX_PATH_BYTES:
+            raise StateError(
+                f"the path {folder} is {longest - MAX_PATH_BYTES + 1} bytes too long for SQLite: use another"
+            )
         try:
             found = _lstat(self.path)
             if found is None:
@@ -140,7 +151,7 @@ class Database:
         """What `query` returns, on one consistent state of the file.
 
         Args:
-            query: reads only; it may be called again when a writer came in between.
+            query: reads only, and leaves no cursor half read.
             timeout_ms: milliseconds to wait for a commit in progress.
 
         Raises:
@@ -174,6 +185,7 @@ class Database:
             raise StateError(f"{self.path} was replaced or removed while it was open; nothing was changed")
         try:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
             changes = connection.total_changes
             self._check_header(connection)
@@ -195,7 +207,7 @@ class Database:
         return self._open
 
     def _note_version(self, connection: sqlite3.Connection) -> None:
-        data_version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+        ((data_version,),) = connection.execute("PRAGMA data_version").fetchall()
         if data_version != self._data_version:
             self._data_version = data_version
             self._version += 1
@@ -218,8 +230,8 @@ class Database:
                     connection.execute(f"PRAGMA busy_timeout = {GLANCE_TIMEOUT_MS}")
 
     def _check_header(self, connection: sqlite3.Connection) -> None:
-        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        schema: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+        ((schema,),) = connection.execute("PRAGMA user_version").fetchall()
         if application != APPLICATION_ID or schema < 1:
             raise StateError(f"{self.path} is not a registry of ours; move it away to start with a new one")
         if schema > SCHEMA_VERSION:
@@ -230,11 +242,15 @@ class Database:
     # Creating
 
     def _create(self, fill: Callable[[sqlite3.Connection], None], read_only_because: str | None) -> None:
-        folder = _lstat(self.folder) and os.stat(self.folder)
-        if folder is None:
-            raise NoFabricError(f"there is no folder {self.folder}: start the fabric first")
+        try:
+            folder = os.stat(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoFabricError(f"there is no folder {self.folder}: start the fabric first") from None
         if read_only_because is not None or not _is_owner(folder):
             raise NoFabricError(f"there is no registry in {self.folder} yet: its owner starts the fabric first")
+        journal = self.path + JOURNAL_SUFFIX
+        if _lstat(journal) is not None and _lstat(self.path) is None:
+            raise StateError(f"{journal} is left from a registry that was removed: remove it too")
         new = None
         try:
             descriptor, new = tempfile.mkstemp(prefix=NEW_PREFIX, dir=self.folder)
@@ -323,7 +339,7 @@ class Database:
     def _translated(self, error: sqlite3.Error) -> HvsockError:
         code = _code(error) & 0xFF
         if _is_busy(error):
-            return StateError(
+            return BusyError(
                 f"{self.path} was in use by another process for {BUSY_TIMEOUT_MS / 1000:g} s; "
                 "nothing was changed: try again"
             )
@@ -333,7 +349,7 @@ class Database:
             return RefusedError(f"{_me()} may not write {self.path} any more; nothing was changed")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StateError(
-                f"{self.path} is damaged ({error}): put a copy in its place, or move it away to start with a new one"
+                f"{self.path} is damaged ({error}): put a copy in its place, or move it away to start anew"
             )
         return StateError(f"cannot use {self.path}: {error}; nothing was changed")
 
@@ -352,7 +368,6 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
-        connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         connection.close()
         raise
@@ -363,6 +378,7 @@ def _fill(path: str, fill: Callable[[sqlite3.Connection], None]) -> None:
     connection = _connect(path, "rw")
     try:
         connection.execute("PRAGMA journal_mode = OFF")  # half a file under this name is never used
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA auto_vacuum = NONE")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -376,10 +392,12 @@ def _fill(path: str, fill: Callable[[sqlite3.Connection], None]) -> None:
 def _hand_over(path: str, folder: os.stat_result) -> None:
     """Give a new file to the folder's owner and group, readable by all, writable by the group if the folder is."""
     if sys.platform != "win32":
-        mode = _OWNER_READS
-        if folder.st_mode & stat.S_IWGRP:
-            mode |= stat.S_IWGRP
-        os.chown(path, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
+        mode = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH
+        try:
+            os.chown(path, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
+            mode |= folder.st_mode & stat.S_IWGRP
+        except PermissionError:  # an owner outside of the folder's group keeps the file to itself
+            pass
         os.chmod(path, mode)
 
 
@@ -425,7 +443,9 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _is_owner(folder: os.stat_result) -> bool:
-    return sys.platform == "win32" or os.geteuid() in (folder.st_uid, 0)
+    if sys.platform == "win32":
+        return True
+    return os.geteuid() in (folder.st_uid, 0)
 
 
 def _changed_by(found: os.stat_result) -> str:
@@ -436,7 +456,9 @@ def _changed_by(found: os.stat_result) -> str:
 
 
 def _me() -> str:
-    return "another user" if sys.platform == "win32" else _user(os.geteuid())
+    if sys.platform == "win32":
+        return "another user"
+    return _user(os.geteuid())
 
 
 def _user(uid: int) -> str:

@@ -39,6 +39,9 @@ FLAGS: Final = frozenset({INBOX})
 QUOTED_CHARACTERS: Final = 80
 """How much of a text that is refused its refusal repeats."""
 
+NO_SETTINGS: Final = Settings()
+"""Everything left to the level below."""
+
 _JOINERS: Final = frozenset("\u200c\u200d")
 """ZERO WIDTH NON-JOINER and JOINER: several scripts are not spelt right without them."""
 _NOT_TEXT: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
@@ -92,7 +95,7 @@ class ServiceEntry:
     flags: frozenset[str] = frozenset()
     created: float = 0.0
     changed: float = 0.0
-    settings: Settings = Settings()
+    settings: Settings = NO_SETTINGS
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
 
     @property
@@ -102,13 +105,13 @@ class ServiceEntry:
 
     @property
     def port(self) -> int | None:
-        """The AF_VSOCK port by which Linux guests reach the service: of the template, else its alias, else None."""
+        """The AF_VSOCK port by which Linux guests reach it: of the template, else its alias, else None."""
         return self.port_alias if self.id.port is None else self.id.port
 
     @property
     def touched(self) -> bool:
         """Whether any setting was made, for all VMs or for one."""
-        return bool(self.per_vm) or self.settings != Settings()
+        return bool(self.per_vm) or self.settings != NO_SETTINGS
 
     def service(self) -> Service:
         """The entry as the rules of access take it."""
@@ -166,9 +169,7 @@ def check_service_name(name: str) -> str:
         raise UsageError(f"a service's name has no blanks at its ends: {quoted(name)}")
     for character in name:
         if not _is_text(character):
-            raise UsageError(
-                f"a service's name is printable text, without U+{ord(character):04X}: {quoted(name)}"
-            )
+            raise UsageError(f"a service's name is printable text, without U+{ord(character):04X}: {quoted(name)}")
     if not any(c.isprintable() and not c.isspace() for c in name):
         raise UsageError(f"a service's name needs something visible, unlike {quoted(name)}")
     if parse_service_id(name) is not None or _is_number(name):
@@ -189,7 +190,9 @@ def _is_text(character: str) -> bool:
 
 def _is_number(name: str) -> bool:
     digits = name[2:] if name[:2].lower() == "0x" else ""
-    return (name.isascii() and name.isdecimal()) or (digits != "" and set(digits.lower()) <= set("0123456789abcdef"))
+    return (name.isascii() and name.isdecimal()) or (
+        digits != "" and set(digits.lower()) <= set("0123456789abcdef")
+    )
 
 
 def check_service_id(text: str) -> ServiceId:
@@ -276,7 +279,9 @@ def check_entry(entry: ServiceEntry) -> ServiceEntry:
         raise UsageError(f"{quoted(name)} has an unknown flag: {quoted(min(entry.flags - FLAGS))}")
     check_settings(entry.settings)
     if len(entry.per_vm) > MAX_VMS_WITH_SETTINGS:
-        raise UsageError(f"a service has settings for at most {MAX_VMS_WITH_SETTINGS} VMs, not {len(entry.per_vm)}")
+        raise UsageError(
+            f"a service has settings for at most {MAX_VMS_WITH_SETTINGS} VMs, not {len(entry.per_vm)}"
+        )
     for vm_id, settings in entry.per_vm.items():
         check_vm_id(vm_id)
         check_settings(settings)

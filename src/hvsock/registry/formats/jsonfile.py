@@ -1,0 +1,166 @@
+"""The registry as JSON: everything that it knows, and strictly back.
+
+A document is an object with the members ``format`` ("hvsock-registry"), ``version`` (1) and ``services``,
+an array of objects with these members; only the first two must be there::
+
+    id          GUID
+    name        friendly name
+    port_alias  AF_VSOCK port, or null
+    flags       array of words
+    created     ISO 8601 with offset
+    changed     ISO 8601 with offset
+    settings    object with enabled, wildcard_binds (true or false), bind, connect
+                (objects with everyone (true or false), uids, gids (arrays of numbers)),
+                for all VMs; what is null or missing is left open
+    per_vm      object of such settings by VmId
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from hvsock.errors import UsageError
+from hvsock.registry.entries import (
+    MAX_SERVICES,
+    NO_SETTINGS,
+    ServiceEntry,
+    check_entry,
+    check_service_id,
+    check_service_name,
+    check_vm_id,
+    quoted,
+)
+from hvsock.registry.values import (
+    json_type,
+    settings_from_value,
+    settings_to_value,
+    take_object,
+    time_from_text,
+    time_to_text,
+)
+from hvsock.topology.access import Settings
+
+FORMAT: Final = "hvsock-registry"
+VERSION: Final = 1
+MAX_JSON_BYTES: Final = 64 << 20
+"""Longest document that is read: a full registry with a few settings for each service takes a tenth."""
+
+_MEMBERS: Final = ("id", "name", "port_alias", "flags", "created", "changed", "settings", "per_vm")
+
+
+def dump_json(services: Iterable[ServiceEntry]) -> bytes:
+    """`services` as a document, in this order; UTF-8, indented."""
+    document = {"format": FORMAT, "version": VERSION, "services": [entry_to_value(entry) for entry in services]}
+    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def entry_to_value(entry: ServiceEntry) -> dict[str, Any]:
+    """One entry as a JSON object, as it stands in a document."""
+    return {
+        "id": str(entry.id),
+        "name": entry.name,
+        "port_alias": entry.port_alias,
+        "flags": sorted(entry.flags),
+        "created": time_to_text(entry.created),
+        "changed": time_to_text(entry.changed),
+        "settings": settings_to_value(entry.settings),
+        "per_vm": {str(vm_id): settings_to_value(entry.per_vm[vm_id]) for vm_id in sorted(entry.per_vm)},
+    }
+
+
+def load_json(document: bytes, *, now: float) -> list[ServiceEntry]:
+    """The services in a document.
+
+    Args:
+        document: UTF-8, with a byte order mark or without.
+        now: what created and changed are where the document does not say, in seconds since 1970 (UTC).
+
+    Raises:
+        UsageError: no such document; one line says where and why.
+    """
+    if len(document) > MAX_JSON_BYTES:
+        raise UsageError(f"the file has {len(document)} bytes; at most {MAX_JSON_BYTES} are read")
+    try:
+        text = document.removeprefix(codecs.BOM_UTF8).decode()
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8: byte {error.start}") from None
+    except UsageError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not JSON: {str(error) or 'too deep'}") from None
+    members = take_object(value, "the document", {"format", "version", "services"})
+    if members.get("format") != FORMAT:
+        raise UsageError(f'not a registry: its "format" is not "{FORMAT}"')
+    version = members.get("version")
+    if type(version) is not int or version != VERSION:
+        raise UsageError(f'a registry of unknown "version"; this hvsock reads {VERSION}')
+    services = members.get("services")
+    if not isinstance(services, list):
+        raise UsageError(f'"services" is an array, not {json_type(services)}')
+    if len(services) > MAX_SERVICES:
+        raise UsageError(f"{len(services)} services; a registry holds {MAX_SERVICES}")
+    return [_entry(one, f"services[{index}]", now) for index, one in enumerate(services)]
+
+
+def _entry(value: Any, where: str, now: float) -> ServiceEntry:
+    members = take_object(value, where, _MEMBERS)
+    try:
+        return check_entry(
+            ServiceEntry(
+                id=check_service_id(members.get("id", "")),
+                name=check_service_name(members.get("name", "")),
+                port_alias=members.get("port_alias"),
+                flags=_flags(members.get("flags")),
+                created=_time(members.get("created"), "created", now),
+                changed=_time(members.get("changed"), "changed", now),
+                settings=NO_SETTINGS
+                if members.get("settings") is None
+                else settings_from_value(members["settings"], "settings"),
+                per_vm=_per_vm(members.get("per_vm")),
+            )
+        )
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _flags(value: Any) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(flag, str) for flag in value):
+        raise UsageError("flags is an array of strings")
+    return frozenset(value)
+
+
+def _time(value: Any, where: str, now: float) -> float:
+    return now if value is None else time_from_text(value, where)
+
+
+def _per_vm(value: Any) -> dict[Any, Settings]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"per_vm is an object, not {json_type(value)}")
+    per_vm = {}
+    for text, settings in value.items():
+        vm_id = check_vm_id(text)
+        if vm_id in per_vm:
+            raise UsageError(f"per_vm has {vm_id} twice")
+        per_vm[vm_id] = settings_from_value(settings, f"per_vm.{vm_id}")
+    return per_vm
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, member in pairs:
+        if name in value:
+            raise UsageError(f"an object has the member {quoted(name)} twice")
+        value[name] = member
+    return value
+
+
+def _no_constant(text: str) -> Any:
+    raise UsageError(f"not JSON: {text}")

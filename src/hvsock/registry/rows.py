@@ -1,0 +1,232 @@
+"""The tables of the registry's file: entries as rows, and the look-ups on them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sqlite3
+import time
+from functools import lru_cache
+from typing import Any, Final
+
+from hvsock.addresses import ServiceId, VmId, parse_service_id
+from hvsock.errors import DuplicateError, NotFoundError, StateError
+from hvsock.topology.access import Settings
+
+from .entries import MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
+from .values import rounded_time, settings_from_value, settings_to_value
+
+_SCHEMA: Final = (
+    """CREATE TABLE service (
+        id TEXT NOT NULL PRIMARY KEY,
+        name TEXT NOT NULL,
+        name_key TEXT NOT NULL UNIQUE,
+        port_alias INTEGER UNIQUE,
+        flags TEXT NOT NULL,
+        created REAL NOT NULL,
+        changed REAL NOT NULL,
+        settings TEXT NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE vm_settings (
+        service_id TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        settings TEXT NOT NULL,
+        PRIMARY KEY (service_id, vm_id)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX vm_settings_of_vm ON vm_settings (vm_id)",
+)
+_SELECT: Final = "SELECT id, name, port_alias, flags, created, changed, settings FROM service"
+_SUGGESTIONS: Final = 3
+_SUGGESTION_CHARACTERS: Final = 64
+"""How much of a name counts for what is spelt like it; the comparison is quadratic."""
+_DIGITS: Final = frozenset("0123456789abcdef-{}")
+
+
+def fill(connection: sqlite3.Connection) -> None:
+    """Put the tables and the in-box services into a new file."""
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    for entry in inbox_entries(rounded_time(time.time())):
+        insert(connection, entry)
+
+
+def all_entries(connection: sqlite3.Connection) -> list[ServiceEntry]:
+    """Every entry, in no order that means anything."""
+    per_vm: dict[str, dict[VmId, Settings]] = {}
+    for service_id, vm_id, settings in _rows(connection, "SELECT service_id, vm_id, settings FROM vm_settings"):
+        per_vm.setdefault(service_id, {})[_vm_id(vm_id)] = _settings(settings)
+    return [_decoded(row, per_vm.get(row[0], {})) for row in _rows(connection, _SELECT)]
+
+
+def entry_of(connection: sqlite3.Connection, service_id: str) -> ServiceEntry | None:
+    """The entry with that id, or None."""
+    return _one(connection, "id = ?", str(service_id))
+
+
+def find(connection: sqlite3.Connection, text: str) -> ServiceEntry:
+    """The entry that `text` means: a GUID, a port, or a friendly name.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    service_id = parse_service_id(text)
+    if service_id is not None:
+        found = entry_of(connection, service_id)
+        if found is None and service_id.port is not None and "-" not in text:
+            found = _one(connection, "port_alias = ?", service_id.port)
+    else:
+        found = _named(connection, text)
+    if found is None:
+        raise NotFoundError(f"no service {quoted(text)} is registered{_suggestions(connection, text)}")
+    return found
+
+
+def count(connection: sqlite3.Connection) -> int:
+    """How many services are registered."""
+    ((number,),) = _rows(connection, "SELECT count(*) FROM service")
+    return int(number)
+
+
+def check_free(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
+    """Hold that a new entry's id, name and port are in use by no other.
+
+    Raises:
+        DuplicateError: one of them is.
+    """
+    same = entry_of(connection, entry.id)
+    if same is not None:
+        raise DuplicateError(f"{entry.id} is registered already, as {same.name!r}")
+    same = _named(connection, entry.name)
+    if same is not None:
+        raise DuplicateError(f"the name {same.name!r} is in use, by {same.id}")
+    if entry.port is not None:
+        same = _one(connection, "port_alias = ?", entry.port)
+        if same is None and entry.port_alias is not None:
+            same = entry_of(connection, ServiceId.from_port(entry.port_alias))
+        if same is not None:
+            raise DuplicateError(f"port {entry.port} is in use, by {same.name!r} ({same.id})")
+
+
+def insert(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
+    """Add an entry."""
+    connection.execute(
+        "INSERT INTO service (id, name, name_key, port_alias, flags, created, changed, settings)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            str(entry.id),
+            entry.name,
+            name_key(entry.name),
+            entry.port_alias,
+            " ".join(sorted(entry.flags)),
+            entry.created,
+            entry.changed,
+            _encoded(entry.settings),
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO vm_settings (service_id, vm_id, settings) VALUES (?, ?, ?)",
+        [(str(entry.id), str(vm_id), _encoded(settings)) for vm_id, settings in entry.per_vm.items()],
+    )
+
+
+def delete(connection: sqlite3.Connection, service_id: ServiceId) -> None:
+    """Take an entry out."""
+    connection.execute("DELETE FROM vm_settings WHERE service_id = ?", (str(service_id),))
+    connection.execute("DELETE FROM service WHERE id = ?", (str(service_id),))
+
+
+def update_settings(connection: sqlite3.Connection, entry: ServiceEntry, vm_id: VmId | None) -> None:
+    """Write the settings of `entry` for all VMs, or those for one, and when it was changed."""
+    connection.execute(
+        "UPDATE service SET settings = ?, changed = ? WHERE id = ?",
+        (_encoded(entry.settings), entry.changed, str(entry.id)),
+    )
+    if vm_id is None:
+        return
+    key = (str(entry.id), str(vm_id))
+    connection.execute("DELETE FROM vm_settings WHERE service_id = ? AND vm_id = ?", key)
+    if vm_id in entry.per_vm:
+        connection.execute(
+            "INSERT INTO vm_settings (service_id, vm_id, settings) VALUES (?, ?, ?)",
+            (*key, _encoded(entry.per_vm[vm_id])),
+        )
+
+
+def forget_vm(connection: sqlite3.Connection, vm_id: VmId, changed: float) -> int:
+    """Drop the settings for one VM; how many services had some."""
+    rows = _rows(connection, "SELECT service_id FROM vm_settings WHERE vm_id = ?", str(vm_id))
+    connection.executemany("UPDATE service SET changed = ? WHERE id = ?", [(changed, row[0]) for row in rows])
+    connection.execute("DELETE FROM vm_settings WHERE vm_id = ?", (str(vm_id),))
+    return len(rows)
+
+
+def _rows(connection: sqlite3.Connection, query: str, *values: str | int) -> list[tuple[Any, ...]]:
+    """All rows at once: a query that an exception leaves half read keeps its lock and the file open."""
+    return connection.execute(query, values).fetchall()
+
+
+def _one(connection: sqlite3.Connection, where: str, value: str | int) -> ServiceEntry | None:
+    found = _rows(connection, f"{_SELECT} WHERE {where}", value)
+    if not found:
+        return None
+    (row,) = found
+    settings = _rows(connection, "SELECT vm_id, settings FROM vm_settings WHERE service_id = ?", row[0])
+    return _decoded(row, {_vm_id(vm_id): _settings(text) for vm_id, text in settings})
+
+
+def _named(connection: sqlite3.Connection, name: str) -> ServiceEntry | None:
+    if len(name) > 4 * MAX_SERVICE_NAME_CHARACTERS or any("\ud800" <= c <= "\udfff" for c in name):
+        return None  # no name of a service, and nothing that SQLite takes
+    return _one(connection, "name_key = ?", name_key(name))
+
+
+def _suggestions(connection: sqlite3.Connection, text: str) -> str:
+    start = name_key(text[:_SUGGESTION_CHARACTERS])
+    names: dict[str, str] = {}
+    if _DIGITS.issuperset(start):
+        names.update((id_, id_) for (id_,) in _rows(connection, "SELECT id FROM service"))
+    else:
+        found = _rows(connection, "SELECT name, name_key FROM service")
+        names.update((key[:_SUGGESTION_CHARACTERS], repr(name)) for name, key in found)
+    close = difflib.get_close_matches(start, names, _SUGGESTIONS)
+    return f"; did you mean {' or '.join(names[one] for one in close)}?" if close else ""
+
+
+def _decoded(row: tuple[Any, ...], per_vm: dict[VmId, Settings]) -> ServiceEntry:
+    service_id, name, port_alias, flags, created, changed, settings = row
+    try:
+        return ServiceEntry(
+            ServiceId(service_id),
+            str(name),
+            None if port_alias is None else int(port_alias),
+            frozenset(flags.split()),
+            float(created),
+            float(changed),
+            _settings(settings),
+            per_vm,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _damaged(service_id, error) from None
+
+
+def _encoded(settings: Settings) -> str:
+    return json.dumps(settings_to_value(settings), separators=(",", ":"), sort_keys=True)
+
+
+@lru_cache(maxsize=1024)
+def _settings(text: str) -> Settings:
+    try:
+        return settings_from_value(json.loads(text), "settings")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _damaged(text, error) from None
+
+
+def _vm_id(text: str) -> VmId:
+    try:
+        return VmId(text)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _damaged(text, error) from None
+
+
+def _damaged(what: Any, error: Exception) -> StateError:
+    return StateError(f"the registry is damaged at {quoted(str(what))}: {error}")

@@ -1,0 +1,440 @@
+"""The registry of services, in the fabric's folder, for the broker and for everybody who lists or changes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import NamedTuple, Self
+
+from hvsock.addresses import ServiceId
+from hvsock.errors import DuplicateError, RefusedError, UsageError
+from hvsock.topology.access import Allowed, Service, Settings
+
+from . import rows
+from .database import BUSY_TIMEOUT_MS, GLANCE_TIMEOUT_MS, BusyError, Database
+from .entries import (
+    KEEP,
+    MAX_SERVICES,
+    NO_SETTINGS,
+    Keep,
+    ServiceEntry,
+    ServiceName,
+    check_entry,
+    check_port_alias,
+    check_service_id,
+    check_service_name,
+    check_settings,
+    check_vm_id,
+    name_key,
+)
+from .values import rounded_time
+
+
+class Imported(NamedTuple):
+    """What an import did.
+
+    Attributes:
+        added: how many services are new.
+        replaced: how many were there and are different now.
+        unchanged: how many were there just so.
+    """
+
+    added: int
+    replaced: int
+    unchanged: int
+
+
+class _Snapshot(NamedTuple):
+    version: int
+    services: Mapping[ServiceId, Service]
+    aliases: Mapping[int, ServiceId]
+
+
+class Registry:
+    """The registry of services of one fabric.
+
+    A new registry lists the in-box services of the original. They are read-only: their id, name and port
+    alias never change and they cannot be unregistered or registered over. Their settings can be changed
+    like any other's, for an operator may well want them disabled.
+
+    Every change is one transaction: when a method returns, it is on disk, and when it raises, nothing was
+    changed. Changes of several processes come one after the other. Any thread may use a registry, one
+    at a time; a process that forks opens its own afterwards.
+
+    Args:
+        folder: the fabric's folder. The registry is made there if its owner (or root) opens it and there is none.
+        read_only_because: refuse every change with this text, for a caller who speaks for a partition that
+            is not the host; None lets the folder's owner and its admin group change the registry.
+
+    Raises:
+        NoFabricError: there is no such folder, or no registry in it yet and the caller is not its owner.
+        RefusedError: the caller may not read the registry.
+        StateError: the file is damaged, of another program, or of a newer version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, read_only_because: str | None = None) -> None:
+        self._snapshot: _Snapshot | None = None
+        self._database = Database(os.fsdecode(folder), rows.fill, read_only_because)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Closing twice does nothing; any other use afterwards is a ValueError."""
+        self._database.close()
+
+    @property
+    def path(self) -> str:
+        """The registry's file."""
+        return self._database.path
+
+    @property
+    def read_only_because(self) -> str | None:
+        """Why the caller may not change the registry, as every change will say; None when it may."""
+        return self._database.refusal
+
+    # Reading
+
+    def version(self) -> int:
+        """A number that is another one once any process has committed a change.
+
+        Numbers of one object compare with each other only. Takes some ten microseconds; while another
+        process is committing, up to GLANCE_TIMEOUT_MS, and then the number is the one from before.
+
+        Raises:
+            StateError: the file cannot be read any more.
+        """
+        return self._database.version()
+
+    def entries(self) -> list[ServiceEntry]:
+        """Every registered service, by name.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return sorted(self._database.read(rows.all_entries), key=lambda entry: (name_key(entry.name), entry.id))
+
+    def get(self, service_id: ServiceId) -> ServiceEntry | None:
+        """The service with that id, or None.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return self._database.read(lambda connection: rows.entry_of(connection, service_id))
+
+    def find(self, text: str) -> ServiceEntry:
+        """The service that `text` means.
+
+        Args:
+            text: a GUID; a port (decimal, or hexadecimal with 0x), which is the service of the vsock
+                template if that is registered, else the one with this port alias; or a friendly name,
+                without regard to case.
+
+        Raises:
+            NotFoundError: there is none; the text names what is spelt like it.
+            StateError: the file cannot be read.
+        """
+        return self._database.read(lambda connection: rows.find(connection, text))
+
+    def services(self) -> Mapping[ServiceId, Service]:
+        """Every registered service as the rules of access take it; the same object until something changes.
+
+        While another process is committing, the services from before.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return self._current().services
+
+    def alias(self, port: int) -> ServiceId | None:
+        """The service that has AF_VSOCK port `port` as its port alias, or None.
+
+        As fast as :meth:`services`, and from the same state of the registry.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return self._current().aliases.get(port)
+
+    # Changing
+
+    def register(
+        self, name: str, id: str | None = None, *, port_alias: int | None = None, now: float | None = None
+    ) -> ServiceEntry:
+        """Register a service.
+
+        Args:
+            name: its friendly name: 1 to 255 characters of any script, and nothing that reads as a GUID or a port.
+            id: its GUID; None for a fresh one.
+            port_alias: the AF_VSOCK port by which Linux guests reach it too, 0 to 0xFFFFFFFE; None for none.
+            now: seconds since 1970 (UTC); None for the time of this call.
+
+        Returns:
+            The new entry.
+
+        Raises:
+            UsageError: a bad name, id or port alias, or the registry is full.
+            DuplicateError: the id, the name or the port is in use.
+            RefusedError: the caller may not change the registry, or the id is that of an in-box service.
+            StateError: the file cannot be written.
+        """
+        service_id = ServiceId.new() if id is None else check_service_id(id)
+        name = check_service_name(name)
+        check_port_alias(port_alias, service_id)
+        moment = _moment(now)
+        entry = ServiceEntry(service_id, name, port_alias, created=moment, changed=moment)
+        with self._database.write() as connection:
+            there = rows.entry_of(connection, service_id)
+            if there is not None and there.inbox:
+                raise RefusedError(f"{service_id} is the in-box service {there.name!r}, which stays as it is")
+            rows.check_free(connection, entry)
+            if rows.count(connection) >= MAX_SERVICES:
+                raise UsageError(f"the registry is full: {MAX_SERVICES} services; unregister some first")
+            rows.insert(connection, entry)
+        return entry
+
+    def unregister(self, key: str) -> ServiceEntry:
+        """Take a service out, with all its settings.
+
+        Args:
+            key: what :meth:`find` takes.
+
+        Returns:
+            The entry as it was.
+
+        Raises:
+            NotFoundError: there is no such service.
+            RefusedError: the caller may not change the registry, or it is an in-box service.
+            StateError: the file cannot be written.
+        """
+        with self._database.write() as connection:
+            entry = rows.find(connection, key)
+            if entry.inbox:
+                raise RefusedError(f"{entry.name!r} is an in-box service and stays registered; disable it instead")
+            rows.delete(connection, entry.id)
+        return entry
+
+    def set_enabled(
+        self, key: str, enabled: bool | None, vm_id: str | None = None, *, now: float | None = None
+    ) -> ServiceEntry:
+        """Enable or disable a service, for all VMs or for one; a short form of :meth:`change_settings`."""
+        return self.change_settings(key, vm_id, enabled=enabled, now=now)
+
+    def change_settings(
+        self,
+        key: str,
+        vm_id: str | None = None,
+        *,
+        enabled: bool | Keep | None = KEEP,
+        wildcard_binds: bool | Keep | None = KEEP,
+        bind: Allowed | Keep | None = KEEP,
+        connect: Allowed | Keep | None = KEEP,
+        now: float | None = None,
+    ) -> ServiceEntry:
+        """Change settings of a service, in-box services included.
+
+        A setting for one VM goes over the setting for all; None takes a setting back, so that the level
+        below decides again (for all VMs, then the defaults); KEEP leaves it as it is.
+
+        Args:
+            key: what :meth:`find` takes.
+            vm_id: the VmId of the VM that the settings are for; None for all VMs.
+            enabled: whether the service can be listened on and connected to.
+            wildcard_binds: whether listeners bound to HV_GUID_WILDCARD or HV_GUID_CHILDREN take connections.
+            bind: who may bind, besides those who administer the fabric.
+            connect: who may connect, besides those who administer the fabric.
+            now: seconds since 1970 (UTC); None for the time of this call.
+
+        Returns:
+            The entry as it is now. If nothing is different, nothing was written.
+
+        Raises:
+            NotFoundError: there is no such service.
+            UsageError: a VmId that is none, a setting out of range, or settings for too many VMs.
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written.
+        """
+        vm = None if vm_id is None else check_vm_id(vm_id)
+        moment = _moment(now)
+        with self._database.write() as connection:
+            entry = rows.find(connection, key)
+            before = entry.settings if vm is None else entry.per_vm.get(vm, NO_SETTINGS)
+            after = check_settings(
+                Settings(
+                    enabled=before.enabled if isinstance(enabled, Keep) else enabled,
+                    wildcard_binds=before.wildcard_binds if isinstance(wildcard_binds, Keep) else wildcard_binds,
+                    bind=before.bind if isinstance(bind, Keep) else bind,
+                    connect=before.connect if isinstance(connect, Keep) else connect,
+                )
+            )
+            if after == before:
+                return entry
+            if vm is None:
+                entry = dataclasses.replace(entry, settings=after, changed=moment)
+            else:
+                per_vm = {**entry.per_vm, vm: after}
+                if after == NO_SETTINGS:
+                    del per_vm[vm]
+                entry = check_entry(dataclasses.replace(entry, per_vm=per_vm, changed=moment))
+            rows.update_settings(connection, entry, vm)
+        return entry
+
+    def forget_vm(self, vm_id: str, *, now: float | None = None) -> int:
+        """Drop every setting for one VM, because that partition was removed.
+
+        Args:
+            vm_id: its VmId.
+            now: seconds since 1970 (UTC); None for the time of this call.
+
+        Returns:
+            How many services had settings for it.
+
+        Raises:
+            UsageError: that is no VmId of one partition.
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written.
+        """
+        vm = check_vm_id(vm_id)
+        moment = _moment(now)
+        with self._database.write() as connection:
+            return rows.forget_vm(connection, vm, moment)
+
+    def import_entries(
+        self, services: Iterable[ServiceEntry | ServiceName], replace: bool = False, *, now: float | None = None
+    ) -> Imported:
+        """Register many services at once: all of them, or none.
+
+        An entry of JSON is taken over whole, with its times; of a ServiceName (out of a ``.reg`` file) id
+        and name. In-box services may be among them under their own names: their settings are taken over
+        where none were made here.
+
+        Args:
+            services: what to register.
+            replace: whether services that are registered already take the new values; what a ServiceName
+                does not say stays. Services that are not among them stay in any case.
+            now: seconds since 1970 (UTC), the times of services that come without; None for the time of this call.
+
+        Raises:
+            UsageError: a bad value among them, or more services than a registry holds.
+            DuplicateError: an id, a name or a port is there twice, or in use and not to be replaced.
+            RefusedError: the caller may not change the registry, or it would change what is fixed of an
+                in-box service.
+            StateError: the file cannot be written.
+        """
+        wanted = _checked_import(services)
+        moment = _moment(now)
+        with self._database.write() as connection:
+            there = {entry.id: entry for entry in rows.all_entries(connection)}
+            added = []
+            replaced = []
+            for one in wanted:
+                entry = _merged(there.get(one.id), one, replace, moment)
+                if one.id not in there:
+                    added.append(entry)
+                elif entry != there[one.id]:
+                    replaced.append(entry)
+            there.update({entry.id: entry for entry in (*added, *replaced)})
+            if len(there) > MAX_SERVICES:
+                raise UsageError(f"that would be {len(there)} services; a registry holds {MAX_SERVICES}")
+            _check_distinct(there.values())
+            for entry in replaced:
+                rows.delete(connection, entry.id)
+            for entry in (*added, *replaced):
+                rows.insert(connection, entry)
+        return Imported(len(added), len(replaced), len(wanted) - len(added) - len(replaced))
+
+    def _current(self) -> _Snapshot:
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.version == self._database.version():
+            return snapshot
+        try:
+            entries = self._database.read(
+                rows.all_entries, BUSY_TIMEOUT_MS if snapshot is None else GLANCE_TIMEOUT_MS
+            )
+        except BusyError:
+            if snapshot is None:
+                raise
+            return snapshot
+        self._snapshot = _Snapshot(
+            self._database.noted_version,
+            MappingProxyType({entry.id: entry.service() for entry in entries}),
+            MappingProxyType({entry.port_alias: entry.id for entry in entries if entry.port_alias is not None}),
+        )
+        return self._snapshot
+
+
+def _moment(now: float | None) -> float:
+    return rounded_time(time.time() if now is None else now)
+
+
+def _checked_import(services: Iterable[ServiceEntry | ServiceName]) -> list[ServiceEntry | ServiceName]:
+    wanted: dict[ServiceId, ServiceEntry | ServiceName] = {}
+    for one in services:
+        if isinstance(one, ServiceEntry):
+            checked: ServiceEntry | ServiceName = dataclasses.replace(
+                check_entry(one), created=rounded_time(one.created), changed=rounded_time(one.changed)
+            )
+        else:
+            checked = ServiceName(check_service_id(one.id), check_service_name(one.name))
+        if checked.id in wanted:
+            raise DuplicateError(
+                f"{checked.id} is there twice, as {wanted[checked.id].name!r} and {checked.name!r}"
+            )
+        wanted[checked.id] = checked
+        if len(wanted) > MAX_SERVICES:
+            raise UsageError(f"that is more than {MAX_SERVICES} services, the most that a registry holds")
+    return list(wanted.values())
+
+
+def _merged(
+    there: ServiceEntry | None, one: ServiceEntry | ServiceName, replace: bool, moment: float
+) -> ServiceEntry:
+    """What `one` makes of the entry with its id."""
+    if there is not None and there.inbox:
+        return _merged_inbox(there, one, replace)
+    if isinstance(one, ServiceEntry) and one.inbox:
+        raise UsageError(f"{one.name!r} ({one.id}) is none of the in-box services and cannot be flagged as one")
+    if there is None:
+        return one if isinstance(one, ServiceEntry) else ServiceEntry(*one, created=moment, changed=moment)
+    if not replace:
+        raise DuplicateError(f"{one.id} is registered already, as {there.name!r}, and was not to be replaced")
+    if isinstance(one, ServiceEntry):
+        return one
+    return there if one.name == there.name else dataclasses.replace(there, name=one.name, changed=moment)
+
+
+def _merged_inbox(there: ServiceEntry, one: ServiceEntry | ServiceName, replace: bool) -> ServiceEntry:
+    same_port = isinstance(one, ServiceName) or one.port_alias in (None, there.port_alias)
+    if one.name != there.name or not same_port:
+        raise RefusedError(f"{there.id} is the in-box service {there.name!r}, whose name and port alias stay")
+    if isinstance(one, ServiceName):
+        return there
+    entry = dataclasses.replace(one, port_alias=there.port_alias, flags=there.flags)
+    if replace or not there.touched or (entry.settings, entry.per_vm) == (there.settings, there.per_vm):
+        return entry
+    if one.touched:
+        raise DuplicateError(f"the in-box service {there.name!r} has other settings here, not to be replaced")
+    return there
+
+
+def _check_distinct(entries: Iterable[ServiceEntry]) -> None:
+    names: dict[str, ServiceEntry] = {}
+    ports: dict[int, ServiceEntry] = {}
+    for entry in entries:
+        other = names.setdefault(name_key(entry.name), entry)
+        if other is not entry:
+            raise DuplicateError(f"the name {entry.name!r} would be in use twice, by {other.id} and {entry.id}")
+        if entry.port is not None:
+            other = ports.setdefault(entry.port, entry)
+            if other is not entry:
+                raise DuplicateError(
+                    f"port {entry.port} would be in use twice, by {other.name!r} and {entry.name!r}"
+                )

@@ -8,7 +8,6 @@ lines of the tables are quoted where they are read.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,8 +31,7 @@ from hvsock.topology.decision import Grant, Refusal, Request, Rules
 from hvsock.topology.matching import accepts, match, may_bind
 from hvsock.topology.partitions import Kind, Partition, Tree
 from hvsock.topology.reachability import relation, resolve
-
-SOAK = os.environ.get("HVSOCK_SOAK") == "1"
+from tests.support import sample
 
 pytestmark = pytest.mark.soak
 
@@ -43,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., None])
 def examples(count: int) -> Callable[[F], F]:
     """Run a test on `count` random fabrics, or on very many when soaking."""
     return settings(
-        max_examples=count * 100 if SOAK else count,
+        max_examples=sample(count, 100 * count),
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
         print_blob=True,
@@ -404,7 +402,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@examples(150)
+@examples(200)
 @given(cases())
 def test_connect_comes_to_the_verdict_of_the_model(case: Case) -> None:
     rules = case.rules()
@@ -421,7 +419,7 @@ def test_connect_comes_to_the_verdict_of_the_model(case: Case) -> None:
         assert steps[-1].refusal == (verdict if isinstance(verdict, Refusal) else None)
 
 
-@examples(150)
+@examples(60)
 @given(cases())
 def test_bind_and_listen_come_to_the_verdict_of_the_model(case: Case) -> None:
     rules = case.rules()

@@ -235,6 +235,7 @@ def test_wildcard_children_and_broadcast_as_a_destination_are_always_eaddrnotava
     verdict = world.connect(name, to, passthru=passthru)
     assert isinstance(verdict, Refusal)
     assert (verdict.errno, verdict.reason) == (errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION)
+    assert "is for listeners only" in verdict.text
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hvsock.addresses import (
     describe_vm_id,
 )
 from hvsock.topology.access import Allowed, Service, Settings
-from hvsock.topology.decision import Grant, Reason, Refusal
+from hvsock.topology.decision import Grant, Reason, Refusal, Request
 from hvsock.topology.partitions import Kind, Partition
 from hvsock.topology.reachability import Relation
 from tests.topology.world import ECHO, NAMES, SEQPACKET, STRANGER, STREAM, UNKNOWN_VM, World, outcome, vm_id
@@ -92,12 +92,10 @@ def assert_names_a_cure(refusal: Refusal) -> None:
 
 def test_texts_of_bind_and_listen_name_a_cure() -> None:
     world = World()
-    world.bound("host", "web")
     refusals = [
         world.bind("host", HV_GUID_PARENT),
         world.bind("web", UNKNOWN_VM),
         world.bind("host", HV_GUID_WILDCARD),
-        world.taken("host", "web"),
         world.register().bind("host", HV_GUID_WILDCARD, STRANGER),
         world.register(Settings(enabled=False)).listen("host", HV_GUID_WILDCARD),
     ]
@@ -248,6 +246,29 @@ def test_members_among_them_the_host() -> None:
         assert outcome(world.connect("deep", "host")) == inwards
         assert outcome(world.connect("host", "deep")) == outwards
         assert outcome(world.listen("host", "deep")) == listen
+
+
+def test_a_container_in_a_group_with_the_vms_host_chooses_no_settings_by_passthru() -> None:
+    """It is a member without the option and a child with it, and what is off for its VM is off either way."""
+    world = World()
+    world.tree = type(world.tree)(Partition(vm_id(1), "host", Kind.HOST, group="green"))
+    world.rules.tree = world.tree
+    world.tree.add(Partition(vm_id(20), "outer", Kind.VM, vm_id(1)))
+    world.tree.add(Partition(vm_id(21), "within", Kind.CONTAINER, vm_id(20), "green"))
+    world.bound("host")
+    for per_vm, expected in (({}, "goes on"), ({vm_id(20): Settings(enabled=False)}, errno.ECONNREFUSED)):
+        world.services[ECHO] = Service(ECHO, "echo", Settings(), per_vm)
+        assert outcome(world.connect("within", "host")) == expected
+        assert outcome(world.connect("within", HV_GUID_PARENT, passthru=True)) == expected
+
+
+def test_the_option_is_off_where_a_request_does_not_name_it() -> None:
+    world = World().register()
+    world.bound("host", "box")
+    world.bound("web", "box")
+    verdict = world.rules.connect(Request(world["box"], HV_GUID_PARENT, ECHO, STREAM))
+    assert isinstance(verdict, Grant)
+    assert verdict.target is world["web"]
 
 
 def test_a_binding_to_a_partition_that_is_gone_uses_the_settings_for_all() -> None:

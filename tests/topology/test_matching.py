@@ -60,6 +60,15 @@ def test_no_listeners_no_match() -> None:
     assert match(world.tree, world["host"], (), world["web"]) is None
 
 
+def test_passthru_is_off_where_it_is_not_named() -> None:
+    world = World()
+    host, box = world["host"], world["box"]
+    listener = Listener(HV_GUID_CHILDREN)
+    assert not accepts(world.tree, host, HV_GUID_CHILDREN, box)
+    assert match(world.tree, host, [listener], box) is None
+    assert match(world.tree, host, [listener], box, passthru=True) is listener
+
+
 def test_order_of_specificity() -> None:
     order = [
         World()["web"].id,

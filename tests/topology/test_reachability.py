@@ -115,6 +115,14 @@ def test_what_is_related_has_an_address_and_what_is_not_has_none(passthru: bool)
         assert reached == {target for target in tree if relation(tree, source, target, passthru)}
 
 
+def test_passthru_is_off_where_it_is_not_named() -> None:
+    world = World()
+    host, box = world["host"], world["box"]
+    assert relation(world.tree, box, host) is None
+    assert resolve(world.tree, box, HV_GUID_PARENT) is world["web"]
+    assert resolve(world.tree, host, box.id) is None
+
+
 def test_equal_partitions_need_not_be_identical() -> None:
     """Relations go by id: a partition that was read again is the same one."""
     one, again = World(), World()

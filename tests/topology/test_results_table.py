@@ -1,8 +1,9 @@
 """What a bind, a listen and a connect come to, row by row of the table of results.
 
-The ids of the tests quote the rows. Three rows are no matter of the rules: an answer that does not come in
-time (ETIMEDOUT) is for the clock of the broker, a pause of a VM for its device, and a malformed address for
-the socket class; the rules meet addresses as values that cannot be malformed.
+The classes quote the rows. Four rows are no matter of the rules: whether an address is bound already depends
+on which sockets still live (EADDRINUSE), and an answer that does not come in time (ETIMEDOUT) on the clock,
+which are the broker's; a pause of a VM is for its device, and a malformed address for the socket class: the
+rules meet addresses as values that cannot be malformed.
 """
 
 from __future__ import annotations
@@ -387,25 +388,3 @@ class TestWildcardBindsForbidden:
         world = World().register(NO_WILDCARDS)
         world.bound(name)
         assert outcome(world.connect(name, HV_GUID_LOOPBACK)) == GOES_ON
-
-
-class TestBoundTwice:
-    """Row: same (partition, VmId, ServiceId) bound twice | EADDRINUSE."""
-
-    @pytest.mark.parametrize("to", [HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_LOOPBACK, "web"])
-    @pytest.mark.parametrize("type", [STREAM, SEQPACKET], ids=["stream", "seqpacket"])
-    @pytest.mark.parametrize("listening", [False, True], ids=["bound", "listening"])
-    def test_taken(self, to: VmId | str, type: int, listening: bool) -> None:
-        world = World().register()
-        world.bound("host", to, type, listening)
-        refusal = world.taken("host", to)
-        assert refusal is not None
-        assert (refusal.errno, refusal.reason) == (errno.EADDRINUSE, Reason.IN_USE)
-
-    def test_another_partition_vm_id_or_service_is_free(self) -> None:
-        world = World().register()
-        assert world.taken("host", HV_GUID_WILDCARD) is None
-        world.bound("host", HV_GUID_WILDCARD)
-        assert world.taken("host", HV_GUID_CHILDREN) is None
-        assert world.taken("web", HV_GUID_WILDCARD) is None
-        assert world.rules.taken(world["host"], HV_GUID_WILDCARD, ServiceId.from_port(9)) is None

@@ -131,10 +131,6 @@ class World:
         """The verdict on a bind for ECHO in partition `where`."""
         return self.rules.bind(self[where], self.address(to), ECHO, subject)
 
-    def taken(self, where: str, to: str | VmId) -> Refusal | None:
-        """Whether a socket for ECHO in partition `where` is bound so already."""
-        return self.rules.taken(self[where], self.address(to), ECHO)
-
     def listen(self, where: str, to: str | VmId) -> Refusal | None:
         """The verdict on a listen on a socket so bound."""
         return self.rules.listen(self[where], self.address(to), ECHO)

@@ -165,7 +165,7 @@ class Rules(Generic[L]):
         wildcards = True
         if service is not None:
             steps.append(Check(question, f"yes: {service.name!r}"))
-            settings = _settings(service, source, target, how)
+            settings = self._settings_between(service, source, target)
             if on_host and request.subject is not None:
                 question = "May this user connect?"
                 if not self._may(settings.connect, request.subject):
@@ -201,7 +201,7 @@ class Rules(Generic[L]):
     def bind(
         self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
     ) -> Refusal | None:
-        """The verdict on a bind in `partition`; None lets it go on. :meth:`taken` tells whether it is free."""
+        """The verdict on a bind in `partition`; None lets it go on. Whether the address is free is not asked."""
         if not may_bind(self.tree, partition, vm_id):
             word = describe_vm_id(vm_id)
             text = f"{word} is no address for a listener in {partition.name!r}; bind to any instead"
@@ -215,14 +215,6 @@ class Rules(Generic[L]):
             return None
         return _denied(subject, service, "bind")
 
-    def taken(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
-        """The refusal when a socket of `partition` has that address already; the types share their addresses."""
-        if all(bound.vm_id != vm_id for bound in self.listeners.get((partition.id, service_id), ())):
-            return None
-        word = describe_vm_id(vm_id)
-        text = f"({word}, {service_id}) is bound in {partition.name!r} already; close that socket first"
-        return Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
-
     def listen(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
         """The verdict on a listen on a bound socket; None lets it go on."""
         service = self.services.get(service_id)
@@ -232,29 +224,30 @@ class Rules(Generic[L]):
         return None if enabled else _disabled(service, errno.EINVAL)
 
     def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
+        """The settings in force for a listener: those between it and the one partition it is bound to, if any."""
         peer = self.tree.get(vm_id)
-        how = None if peer is None else relation(self.tree, peer, partition, passthru=True)
-        if peer is None or how is None:
+        return service.settings_for(None) if peer is None else self._settings_between(service, peer, partition)
+
+    def _settings_between(self, service: Service, source: Partition, target: Partition) -> Settings:
+        """The settings in force between two partitions, those of the guest; between members, off for one is off.
+
+        HVSOCKET_CONTAINER_PASSTHRU makes no difference: the connector chooses it, and chooses no settings with it.
+        """
+        how = relation(self.tree, source, target, passthru=True)
+        if how is Relation.SAME:
             return service.settings_for(None)
-        return _settings(service, peer, partition, how)
-
-    def _may(self, allowed: Allowed | None, subject: Subject) -> bool:
-        return self.owner.administers(subject) or (allowed is not None and allowed.includes(subject))
-
-
-def _settings(service: Service, source: Partition, target: Partition, how: Relation) -> Settings:
-    """The settings in force between two partitions, those of the guest; between members, off for one is off."""
-    if how is Relation.SAME:
-        return service.settings_for(None)
-    guest, other = (source, target) if how is Relation.CHILD or target.kind is Kind.HOST else (target, source)
-    if how is Relation.MEMBER:
+        guest, other = (source, target) if how is Relation.CHILD or target.kind is Kind.HOST else (target, source)
+        if how in (Relation.PARENT, Relation.CHILD):
+            return service.settings_for(guest.id, through=None if guest.parent == other.id else guest.parent)
         settings, others = service.settings_for(guest.id), service.settings_for(other.id)
         return replace(
             settings,
             enabled=settings.enabled and others.enabled,
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
-    return service.settings_for(guest.id, through=None if guest.parent == other.id else guest.parent)
+
+    def _may(self, allowed: Allowed | None, subject: Subject) -> bool:
+        return self.owner.administers(subject) or (allowed is not None and allowed.includes(subject))
 
 
 def _fails(steps: list[Check], question: str, refusal: Refusal) -> Refusal:

@@ -107,7 +107,7 @@ def clogged_direction_leaves_other_free(h: Harness, near: ByteStream, far: ByteS
 
 @check(clogs=True)
 def pairs_are_independent(h: Harness, near: ByteStream, far: ByteStream) -> None:
-    """A stream that is full, with a sender waiting, does not hold up others; their data do not mix, nor do their ends."""
+    """A full stream with a waiting sender holds no other up; neither their data mix nor their ends."""
     taken = h.clog(near)
     total = taken + BEYOND_CLOG_BYTES
     sender = h.start("sendall", near.sendall, pattern(taken, BEYOND_CLOG_BYTES))

@@ -34,8 +34,8 @@ CHECK_WAITS = 4
 """Steps' worth of time after which a check that has not ended is taken down."""
 GRACE_WAITS = 0.4
 """Steps' worth of time for the threads of a check to end once their streams are gone."""
-QUIET_WAITS = 0.005
-"""Steps' worth of time without progress that counts as blocked: 25 ms by default."""
+QUIET_WAITS = 0.003
+"""Steps' worth of time without progress that counts as blocked: 15 ms by default."""
 PIECE_BYTES = 64 * 1024
 """What is offered to one send where a check fills a stream."""
 CLOG_LIMIT_BYTES = 64 * 1024 * 1024
@@ -389,6 +389,7 @@ class Check:
 
     def _run_bounded(self, harness: Harness, swapped: bool, prefix: str) -> None:
         errors: list[BaseException] = []
+        meanwhile: list[str] = []
 
         def body() -> None:
             failed = True
@@ -398,6 +399,7 @@ class Check:
                 failed = False
             except BaseException as error:
                 errors.append(error)
+                meanwhile.extend(harness.side_errors())
             try:
                 harness.finish(failed=failed)
             except BaseException as error:
@@ -423,8 +425,8 @@ class Check:
             error = errors[0]
             if not isinstance(error, Exception):
                 raise error
-            meanwhile = "".join(f"; meanwhile {text}" for text in harness.side_errors())
-            raise AssertionError(f"{prefix}{describe_error(error)}{meanwhile}") from error
+            also = "".join(f"; meanwhile {text}" for text in meanwhile)
+            raise AssertionError(f"{prefix}{describe_error(error)}{also}") from error
 
 
 def _where(thread: threading.Thread) -> str:

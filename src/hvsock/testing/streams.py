@@ -110,8 +110,8 @@ class MemoryStream:
         self._closed = False
         self.max_recv_bytes: int | None = None
         self.max_send_bytes: int | None = None
-        self.on_send: Callable[[Readable], None] | None = None
-        self.on_recv: Callable[[], None] | None = None
+        self.on_send: Callable[[Readable], object] | None = None
+        self.on_recv: Callable[[], object] | None = None
 
     def send(self, data: Readable, /) -> int:
         """Sends what there is room for.

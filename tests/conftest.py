@@ -1,0 +1,28 @@
+"""Fixtures of every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hvsock.testing.leaks import leak_check
+from tests.support import SOAK
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fails a test that leaves a descriptor, thread, child process or task behind.
+
+    It is set up before a test's other function-scoped fixtures and checked after they are taken down.
+    What fixtures of a wider scope hold was there before, unless a test asks for one by
+    request.getfixturevalue.
+    """
+    with leak_check():
+        yield
+
+
+@pytest.fixture
+def soak() -> bool:
+    """Whether this is `make soak`; for counts there is :func:`tests.support.sample`."""
+    return SOAK

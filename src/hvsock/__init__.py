@@ -54,9 +54,8 @@ if TYPE_CHECKING:
     from socket import SHUT_RD, SHUT_RDWR, SHUT_WR, SO_ERROR, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET
 
     if sys.platform == "linux":
-        from .fabric.client import resolve
         from .sockets.aio import open_connection, start_server
-        from .sockets.helpers import create_connection, create_server, socketpair, wait_for_service
+        from .sockets.helpers import create_connection, create_server, resolve, socketpair, wait_for_service
         from .sockets.plain import to_plain
         from .sockets.socket import socket
 
@@ -65,7 +64,7 @@ _LAZY = {
     "create_connection": "sockets.helpers",
     "create_server": "sockets.helpers",
     "open_connection": "sockets.aio",
-    "resolve": "fabric.client",
+    "resolve": "sockets.helpers",
     "socket": "sockets.socket",
     "socketpair": "sockets.helpers",
     "start_server": "sockets.aio",

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from hvsock.addresses import ServiceId, VmId
-from hvsock.registry.store import Registry, ServiceEntry
+from hvsock.registry import Registry, ServiceEntry
 
 from . import client, paths
 from .broker.broker import Broker

@@ -11,6 +11,7 @@ from typing import Final
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.errors import NoFabricError, NotFoundError
 from hvsock.fabric import client, paths
+from hvsock.fabric.client import resolve as resolve
 
 from .socket import socket
 

@@ -22,17 +22,8 @@ from hvsock.testing import (
 from hvsock.testing._harness import check as register_check
 from hvsock.testing._harness import pattern, raises
 from hvsock.testing.check_stream import WAIT_SECONDS
-from tests.testing.broken_streams import (
-    DEFECTS,
-    Defect,
-    IgnoresTimeouts,
-    RecvIntoClearsRest,
-    ReturnsTooMuch,
-    Sound,
-    SoundSocket,
-    in_memory,
-    of_sockets,
-)
+from tests.testing.broken_streams import IgnoresTimeouts, RecvIntoClearsRest, ReturnsTooMuch, Sound, SoundSocket
+from tests.testing.defects import DEFECTS, Defect, in_memory, of_sockets
 
 IN_MEMORY = Features(descriptor=False, peek=False, makefile=False, sendfile=False, vectored=False)
 SHORT_WAIT_SECONDS = 0.1

@@ -1,0 +1,1 @@
+"""The subcommands; each module is imported when its command is called."""

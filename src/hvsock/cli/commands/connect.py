@@ -1,0 +1,96 @@
+"""`hvsock connect`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Final
+
+import click
+
+import hvsock
+from hvsock.cli.names import complete_addresses, complete_services
+from hvsock.cli.outcome import ExitCode, say
+from hvsock.cli.output import console_for_errors
+from hvsock.cli.sessions import address_of, check_session, describe, echo_back, execute, pipe, session_options
+from hvsock.sockets.helpers import wait_for_service
+from hvsock.sockets.socket import ANSWER_GRACE_SECONDS, socket
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux")
+
+STANDARD_INPUT: Final = 0
+
+
+@click.command()
+@click.argument("address", shell_complete=complete_addresses)
+@click.argument("service", required=False, shell_complete=complete_services)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.001, max=hvsock.HVSOCKET_CONNECT_TIMEOUT_MAX / 1000),
+    help="How long the connect may take; 2 by default.",
+)
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="First wait so long for the service to be there.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what is connected.")
+@session_options
+def connect(
+    address: str,
+    service: str | None,
+    timeout: float | None,
+    wait: float | None,
+    verbose: bool,
+    command: str | None,
+    echo: bool,
+    progress: bool,
+) -> int:
+    """Connect standard input and output to a service.
+
+    ADDRESS is parent, loopback, silohost, a partition's name or a VmId; SERVICE is a name, a GUID or a
+    port; or ADDRESS is both as hvsocket://ADDRESS/SERVICE. The end of standard input is passed on, and what
+    comes back is printed up to the peer's own end. The exit code is 1 when the connection is reset.
+    """
+    check_session(command, echo, progress)
+    target = address_of(address, service)
+    if wait is not None:
+        _wait(target, wait)
+    with _connected(target, timeout) as sock:
+        if verbose:
+            say(f"connected to {describe(sock.getpeername())}")
+        if command is not None:
+            return execute(sock, command)
+        if echo:
+            echo_back(sock)
+        else:
+            pipe(sock, STANDARD_INPUT, progress=progress)
+    return ExitCode.OK
+
+
+def _wait(target: tuple[str, str], seconds: float) -> None:
+    waiting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if os.isatty(sys.stderr.fileno()):
+        waiting = console_for_errors().status(f"waiting for {target[0]} {target[1]}", spinner="line")
+    with waiting:
+        wait_for_service(target, seconds)
+
+
+def _connected(target: tuple[str, str], timeout: float | None) -> socket:
+    found = hvsock.resolve(target)
+    sock = socket()
+    try:
+        if timeout is not None:
+            milliseconds = max(1, round(timeout * 1000))
+            sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, milliseconds)
+            sock.settimeout(timeout + ANSWER_GRACE_SECONDS)
+        sock.connect(found)
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,145 @@
+"""`hvsock service export` and `import`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from hvsock.cli.names import open_registry
+from hvsock.cli.outcome import say
+from hvsock.cli.output import json_option, print_json
+from hvsock.errors import UsageError
+
+STANDARD: Final = "-"
+"""The file name that means standard input or output."""
+MAX_IMPORT_BYTES: Final = 65 << 20
+"""Most bytes that are read of a file to import: one MiB above what the formats take, so that they say so."""
+
+_FORMATS: Final = ("reg", "ps1", "json")
+
+
+@click.command()
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), help="By default what FILE's ending says, else json."
+)
+@click.option("--inbox", is_flag=True, help="With the in-box services, which every Windows host has (reg, ps1).")
+@click.argument("file", default=STANDARD, type=click.Path(dir_okay=False, allow_dash=True))
+def export(form: str | None, inbox: bool, file: str) -> None:
+    """Write the registry to FILE, or to standard output.
+
+    A .reg file and a PowerShell script register the services on Windows; JSON holds everything.
+    """
+    if form is None:
+        ending = os.path.splitext(file)[1].removeprefix(".").lower()
+        form = ending if ending in _FORMATS else "json"
+    with open_registry() as registry:
+        data = _dump(form, registry.entries(), inbox)
+    if file == STANDARD:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        _write_whole(file, data)
+
+
+def _dump(form: str, entries: Sequence[Any], inbox: bool) -> bytes:
+    if form == "reg":
+        from hvsock.registry.formats.regfile import dump_reg
+
+        return dump_reg(entries, inbox=inbox)
+    if form == "ps1":
+        from hvsock.registry.formats.powershell import dump_powershell
+
+        return dump_powershell(entries, inbox=inbox)
+    from hvsock.registry.formats.jsonfile import dump_json
+
+    return dump_json(entries)
+
+
+def _write_whole(path: str, data: bytes) -> None:
+    """Write a file so that nobody sees half of it; what is no plain file is written to as it is."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        with open(path, "wb") as file:
+            file.write(data)
+        return
+    target = os.path.realpath(path)
+    fresh = f"{target}.{os.getpid()}.new"
+    try:
+        with open(fresh, "xb") as file:
+            file.write(data)
+        os.replace(fresh, target)
+    except BaseException:
+        if os.path.lexists(fresh):
+            os.unlink(fresh)
+        raise
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("auto", "reg", "json")),
+    default="auto",
+    help="By default what FILE holds.",
+)
+@click.option("--replace", is_flag=True, help="Let services that are registered take the file's values.")
+@json_option
+def import_(file: str, form: str, replace: bool, as_json: bool) -> None:
+    """Register the services in FILE (- for standard input): all of them, or none.
+
+    Services of the registry that FILE does not name stay as they are.
+    """
+    data = _read(file)
+    services, notes = _load(form, data)
+    with open_registry(make=True) as registry:
+        done = registry.import_entries(services, replace)
+    for note in notes:
+        say(note)
+    if as_json:
+        print_json(
+            {"added": done.added, "changed": done.replaced, "skipped": done.unchanged, "notes": list(notes)}
+        )
+    else:
+        click.echo(f"{done.added} added, {done.replaced} changed, {done.unchanged} skipped")
+
+
+def _read(path: str) -> bytes:
+    if path == STANDARD:
+        return sys.stdin.buffer.read(MAX_IMPORT_BYTES)
+    with open(path, "rb") as file:
+        return file.read(MAX_IMPORT_BYTES)
+
+
+def _load(form: str, data: bytes) -> tuple[Sequence[Any], Sequence[str]]:
+    """The services in `data`, and what was passed over."""
+    if form == "auto":
+        form = _guess(data)
+    if form == "reg":
+        from hvsock.registry.formats.regfile import load_reg
+
+        found = load_reg(data)
+        return found.services, found.notes
+    import time
+
+    from hvsock.registry.formats.jsonfile import load_json
+
+    return load_json(data, now=time.time()), ()
+
+
+def _guess(data: bytes) -> str:
+    """The format of `data` by its first characters.
+
+    Raises:
+        UsageError: it is none of ours.
+    """
+    head = data[:200].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    if head.startswith(b"{"):
+        return "json"
+    if head.startswith((b"Windows Registry Editor", b"REGEDIT4")):
+        return "reg"
+    raise UsageError("the file is neither a .reg file nor JSON of hvsock; say which with --format")

@@ -1,0 +1,48 @@
+"""`hvsock run`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from hvsock.cli.names import complete_partitions, folder_of
+from hvsock.cli.outcome import CommandError, ExitCode
+from hvsock.fabric import paths
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--partition",
+    "name",
+    metavar="NAME",
+    required=True,
+    shell_complete=complete_partitions,
+    help="The partition: its name or VmId, or host.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(name: str, command: tuple[str, ...]) -> NoReturn:
+    """Run COMMAND, whose Hyper-V sockets live in the partition NAME.
+
+    It gets HVSOCK_PARTITION and HVSOCK_DIR, takes the place of this process, and so its exit code is the
+    command's own.
+    """
+    environ = {
+        **os.environ,
+        paths.FOLDER_VARIABLE: paths.fabric_folder(),
+        paths.PARTITION_VARIABLE: folder_of(name),
+    }
+    sys.stdout.flush()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a command would inherit that
+    try:
+        os.execvpe(command[0], command, environ)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        code = ExitCode.NO_SUCH_COMMAND if missing else ExitCode.CANNOT_EXECUTE
+        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", code) from None

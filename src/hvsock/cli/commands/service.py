@@ -1,0 +1,182 @@
+"""`hvsock service`: the group, and the commands that add, take out and show services."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from hvsock.cli.lazy import Entry, LazyGroup
+from hvsock.cli.names import complete_services, describe_allowed, names_by_id, open_registry
+from hvsock.cli.outcome import say
+from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table, time_text, to_terminal
+
+_HERE: Final = "hvsock.cli.commands.service"
+_SETTINGS: Final = "hvsock.cli.commands.settings"
+_FILES: Final = "hvsock.cli.commands.files"
+COMMANDS: Final = {
+    "register": Entry(f"{_HERE}:register", "Register a service under a friendly name."),
+    "unregister": Entry(f"{_HERE}:unregister", "Take a service out of the registry."),
+    "list": Entry(f"{_HERE}:list_", "List the registered services."),
+    "show": Entry(f"{_HERE}:show", "Show everything about one service."),
+    "enable": Entry(f"{_SETTINGS}:enable", "Enable a service, for all VMs or for one."),
+    "disable": Entry(f"{_SETTINGS}:disable", "Disable a service, for all VMs or for one."),
+    "access": Entry(f"{_SETTINGS}:access", "Say which users and groups may bind and connect."),
+    "export": Entry(f"{_FILES}:export", "Write the registry as .reg, PowerShell or JSON."),
+    "import": Entry(f"{_FILES}:import_", "Register the services of a .reg or JSON file."),
+}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS)
+def service() -> None:
+    """The registry of services: what GuestCommunicationServices is on Windows.
+
+    KEY is a service's name, GUID or port.
+    """
+
+
+def key_argument(function: Any) -> Any:
+    """The argument KEY: a service's name, GUID or port."""
+    return click.argument("key", shell_complete=complete_services)(function)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--id", "guid", metavar="GUID", help="Its GUID; by default a new one.")
+@click.option("--port", type=click.IntRange(0, 0xFFFFFFFF), help="Register the service of this AF_VSOCK port.")
+@click.option(
+    "--port-alias",
+    type=click.IntRange(0, 0xFFFFFFFE),
+    help="AF_VSOCK port by which Linux guests reach it too.",
+)
+@click.option("--clip", is_flag=True, help="Copy the GUID to the clipboard.")
+@json_option
+def register(
+    name: str, guid: str | None, port: int | None, port_alias: int | None, clip: bool, as_json: bool
+) -> None:
+    """Register a service under the friendly name NAME.
+
+    Prints its GUID; on a terminal with a word about it, else alone.
+    """
+    from hvsock.addresses import ServiceId
+
+    if guid is not None and port is not None:
+        raise click.UsageError("--id and --port both say which GUID: give one of them")
+    if port is not None:
+        guid = ServiceId.from_port(port)
+    with open_registry(make=True) as registry:
+        entry = registry.register(name, guid, port_alias=port_alias)
+    if as_json:
+        print_json(entry_value(entry))
+    elif to_terminal():
+        click.echo(f"registered {entry.name} as {entry.id}")
+    else:
+        click.echo(entry.id)
+    if clip:
+        from hvsock.cli.clipboard import copy
+
+        say(copy(entry.id) or "there is no clipboard here: neither a clipboard program nor a terminal")
+
+
+@click.command()
+@key_argument
+@json_option
+def unregister(key: str, as_json: bool) -> None:
+    """Take a service out of the registry, with its settings.
+
+    New connections to it are refused; those under way between two local processes go on.
+    """
+    with open_registry() as registry:
+        entry = registry.unregister(key)
+    if as_json:
+        print_json(entry_value(entry))
+    elif to_terminal():
+        click.echo(f"unregistered {entry.name} ({entry.id})")
+
+
+@click.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the registered services, by name."""
+    with open_registry() as registry:
+        entries = registry.entries()
+    if as_json:
+        print_json([entry_value(entry) for entry in entries])
+        return
+    columns = (Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE"))
+    print_table(Table(columns, [(one.name, one.id, _port(one.port), _state(one)) for one in entries]))
+
+
+def _port(port: int | None) -> str:
+    return "-" if port is None else str(port)
+
+
+def _state(entry: Any) -> str:
+    enabled = entry.service().settings_for(None).enabled
+    others = sum(one.enabled is not None and one.enabled is not enabled for one in entry.per_vm.values())
+    state = "enabled" if enabled else "disabled"
+    if others:
+        state += f", {'disabled' if enabled else 'enabled'} for {others} VM{'s' if others > 1 else ''}"
+    return f"{state}, in-box" if entry.inbox else state
+
+
+@click.command()
+@key_argument
+@json_option
+def show(key: str, as_json: bool) -> None:
+    """Show everything about one service, with its settings for single VMs."""
+    with open_registry() as registry:
+        entry = registry.find(key)
+    print_entry(entry, as_json)
+
+
+def print_entry(entry: Any, as_json: bool) -> None:
+    """Print one service."""
+    if as_json:
+        print_json(entry_value(entry))
+        return
+    service = entry.service()
+    facts = [
+        ("name", entry.name),
+        ("id", entry.id),
+        ("port", _port(entry.port) + (" (alias)" if entry.port_alias is not None else "")),
+        ("in-box", "yes" if entry.inbox else "no"),
+        ("registered", time_text(entry.created)),
+        ("changed", time_text(entry.changed)),
+    ]
+    for label, text in facts:
+        click.echo(f"{label:<11} {text}")
+    names = names_by_id() if entry.per_vm else {}
+    columns = [
+        Column("SETTINGS FOR", fold=True),
+        Column("ENABLED"),
+        Column("WILDCARD BINDS"),
+        Column("MAY BIND", fold=True),
+        Column("MAY CONNECT", fold=True),
+    ]
+    rows = []
+    for vm_id in (None, *sorted(entry.per_vm)):
+        settings = service.settings_for(vm_id)
+        rows.append(
+            (
+                "all VMs" if vm_id is None else names.get(vm_id, str(vm_id)),
+                mark(bool(settings.enabled)),
+                mark(bool(settings.wildcard_binds)),
+                describe_allowed(settings.bind),
+                describe_allowed(settings.connect),
+            )
+        )
+    click.echo()
+    print_table(Table(columns, rows))
+
+
+def entry_value(entry: Any) -> dict[str, Any]:
+    """One service as `--json` prints it: as it is exported, with its port and the settings in force."""
+    from hvsock.registry.formats.jsonfile import entry_to_value
+    from hvsock.registry.values import settings_to_value
+
+    return {
+        **entry_to_value(entry),
+        "port": entry.port,
+        "effective": settings_to_value(entry.service().settings_for(None)),
+    }

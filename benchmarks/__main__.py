@@ -28,6 +28,9 @@ from hvsock.testing.fabric import fabric
 from .connects import broker_process, fabric_rate, fill, memory_of_connections, unix_rate
 from .pairs import MakePair, fabric_pair, round_trip, tcp_pair, throughput, unix_pair
 
+if sys.platform != "linux":
+    raise SystemExit("the benchmarks need Linux")
+
 RUNS = 20
 
 
@@ -146,9 +149,16 @@ def connects(runs: int, tick: Callable[[], None]) -> list[Row]:
         for count in (10, 1_000, 10_000):
             cost = memory_of_connections(*places[0], count)
             rows.append(
-                Row(f"broker memory, {count:,} idle connections", f"{cost:,.0f} B each", f"broker: {base >> 20} MiB",
-                    None, None, "below 2,048 B", cost < 2048 or count < 1_000)
-            )  # fmt: skip
+                Row(
+                    f"broker memory, {count:,} idle connections",
+                    f"{cost:,.0f} B each",
+                    f"broker: {base >> 20} MiB",
+                    None,
+                    None,
+                    "below 2,048 B",
+                    cost < 2048 or count < 1_000,
+                )
+            )
             tick()
         return rows
 
@@ -188,9 +198,16 @@ def startup(tick: Callable[[], None]) -> list[Row]:
         # importing is what is added to a bare start; a command is timed whole
         taken = taken - bare if arguments[0] == "-c" else taken
         rows.append(
-            Row(work, f"{taken * 1e3:.1f} ms", f"python alone: {bare * 1e3:.1f} ms", None, None,
-                f"below {aim * 1e3:.0f} ms", taken < aim)
-        )  # fmt: skip
+            Row(
+                work,
+                f"{taken * 1e3:.1f} ms",
+                f"python alone: {bare * 1e3:.1f} ms",
+                None,
+                None,
+                f"below {aim * 1e3:.0f} ms",
+                taken < aim,
+            )
+        )
         tick()
     return rows
 

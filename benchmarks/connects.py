@@ -18,6 +18,9 @@ import hvsock
 from hvsock.fabric import client, paths
 from hvsock.registry import Registry
 
+if sys.platform != "linux":
+    raise ImportError("the benchmarks need Linux")
+
 CONNECTS = 2_000
 """Connects of each client process in one run."""
 CLIENTS = 2

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 
 import hvsock
 from hvsock.testing.fabric import EmbeddedFabric
+
+if sys.platform != "linux":
+    raise ImportError("the benchmarks need Linux")
 
 STREAM_BYTES = 384 << 20
 """Bytes of one throughput run: some 0.1 s at the speed of AF_UNIX."""

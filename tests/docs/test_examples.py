@@ -21,6 +21,9 @@ import pytest
 
 from hvsock.testing.fabric import EmbeddedFabric
 
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\s*)?^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)

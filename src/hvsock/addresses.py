@@ -117,6 +117,13 @@ class ServiceId(Guid):
             raise ValueError(f"port {port} is out of range: 0 to {VSOCK_PORT_MAX}")
         return cls(f"{port:08x}{_TEMPLATE_TAIL}")
 
+    def __int__(self) -> int:
+        """Its first 32 bits, which is what AF_VSOCK shows as the port of a peer, whatever the other bits.
+
+        Programs for TCP read the second half of an address as a number.
+        """
+        return self.data1
+
     @property
     def port(self) -> int | None:
         """The AF_VSOCK port that this service is, or None when it is outside the vsock template."""

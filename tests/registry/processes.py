@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-assert sys.platform != "win32"
-
 T = TypeVar("T")
 Say = Callable[[str], None]
 
@@ -30,6 +28,8 @@ class User:
 
 def in_child(function: Callable[[], T], user: User | None = None) -> T:
     """What `function` returns or raises in a process of its own."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     read, write = os.pipe()
     child = _fork()
     if child == 0:
@@ -69,6 +69,8 @@ class Running:
 
     def kill(self) -> list[str]:
         """Kill it with -9; what it had said besides and nobody had taken."""
+        if sys.platform == "win32":
+            raise NotImplementedError
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
@@ -109,6 +111,8 @@ def _say(pipe: int, line: str) -> None:
 
 
 def _fork() -> int:
+    if sys.platform == "win32":
+        raise NotImplementedError
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
@@ -117,6 +121,8 @@ def _fork() -> int:
 
 
 def _become(user: User | None) -> None:
+    if sys.platform == "win32":
+        raise NotImplementedError
     if user is not None:
         os.setgroups(user.groups)
         os.setgid(user.gid)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -139,6 +140,17 @@ def test_the_longest_path_works(tmp_path: Path) -> None:
         Registry(path)
 
 
+def test_a_path_stays_the_same_when_the_working_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Registry("registry") as registry:
+        monkeypatch.chdir("/")
+        registry.register("x")
+    assert names(tmp_path / "registry") == ["x"]
+
+
 def test_a_path_with_everything_in_it(tmp_path: Path) -> None:
     path = tmp_path / "a?b#c%41 d&mode=ro\udcff\n служба"
     path.mkdir()
@@ -160,10 +172,10 @@ def test_what_a_killed_creator_left_is_swept_away(tmp_path: Path) -> None:
 def test_a_creator_that_is_overtaken_uses_the_others_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand_over = database._hand_over
 
-    def overtaken(path: str, folder: os.stat_result) -> None:
+    def overtaken(descriptor: int, folder: os.stat_result) -> None:
         monkeypatch.undo()
         register(tmp_path, "faster")
-        hand_over(path, folder)
+        hand_over(descriptor, folder)
 
     monkeypatch.setattr(database, "_hand_over", overtaken)
     assert names(tmp_path) == ["faster"]
@@ -171,7 +183,7 @@ def test_a_creator_that_is_overtaken_uses_the_others_file(tmp_path: Path, monkey
 
 
 def test_creation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: str, folder: os.stat_result) -> None:
+    def fail(descriptor: int, folder: os.stat_result) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(database, "_hand_over", fail)
@@ -219,15 +231,6 @@ def without_tables(path: Path) -> None:
         connection.execute("PRAGMA user_version = 1")
 
 
-def other_rows(statement: str) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        Registry(path.parent).close()
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute(statement)
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -242,28 +245,54 @@ def other_rows(statement: str) -> Callable[[Path], None]:
         (lambda path: path.symlink_to("/etc/passwd"), "is not a plain file"),
         (lambda path: path.symlink_to("nowhere"), "is not a plain file"),
         (lambda path: os.mkfifo(path), "is not a plain file"),
-        (other_rows("UPDATE service SET settings = '{'"), "is damaged at"),
-        (other_rows("UPDATE service SET settings = X'7B7D'"), "is damaged at"),
-        (other_rows("UPDATE service SET settings = '{\"bind\": 5}'"), "is damaged at"),
-        (other_rows("UPDATE service SET id = 'x' || id"), "is damaged at"),
-        (other_rows("UPDATE service SET created = 'yesterday'"), "is damaged at"),
-        (other_rows("UPDATE service SET flags = 5"), "is damaged at"),
-        (other_rows("UPDATE service SET name = CAST(X'FF' AS TEXT)"), "Could not decode"),
-        (other_rows("INSERT INTO vm_settings VALUES ('x', 'y', '{}')"), "is damaged at"),
-        (other_rows("DROP TABLE vm_settings"), "no such table"),
     ],
-    ids=range(20),
+    ids=range(11),
 )
 def test_what_is_no_registry_is_told_and_left_alone(tmp_path: Path, make: Callable[[Path], Any], why: str) -> None:
     path = tmp_path / FILE_NAME
     make(path)
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(StateError, match=why) as caught:
-        names(tmp_path)
-    assert str(caught.value).isprintable()
-    with pytest.raises(StateError):
-        register(tmp_path, "x")
+    for use in (names, lambda folder: register(folder, "x")):
+        with pytest.raises(StateError, match=why) as caught:
+            use(tmp_path)
+        assert str(caught.value).isprintable()
     assert before is None or path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("UPDATE service SET settings = '{'", "is damaged at '{': Expecting"),
+        ("UPDATE service SET settings = '{\"bind\": 5}'", "is damaged at .*settings.bind is an object"),
+        ("UPDATE service SET id = 'x' || id", "is damaged at 'x.*not a GUID"),
+        ("UPDATE service SET created = 'yesterday'", "is damaged at"),
+        ("UPDATE service SET flags = 'inbox 5'", "is damaged at .*unknown flag 'inbox 5'"),
+        ("UPDATE service SET name = CAST(X'FF' AS TEXT)", "Could not decode"),
+        ("INSERT INTO vm_settings VALUES ('x', 'y', '{}')", "is damaged at 'y': not a GUID"),
+        ("DROP TABLE vm_settings", "no such table"),
+    ],
+)
+def test_rows_that_nobody_of_us_wrote(tmp_path: Path, statement: str, why: str) -> None:
+    Registry(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute(statement)
+    with Registry(tmp_path) as registry:
+        for look in (registry.entries, registry.services):
+            with pytest.raises(StateError, match=why) as caught:
+                look()
+            assert str(caught.value).isprintable()
+
+
+def test_a_look_that_fails_halfway_locks_nobody_out(tmp_path: Path) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT id FROM service").fetchall()
+        raise ZeroDivisionError
+
+    with Registry(tmp_path) as registry:
+        with pytest.raises(ZeroDivisionError):
+            registry._database.read(fail)
+        register(tmp_path, "x")
+        assert len(registry.entries()) == 3
 
 
 def test_a_file_that_was_replaced_takes_no_change(tmp_path: Path) -> None:
@@ -309,7 +338,6 @@ def locked(folder: Path, how: str) -> Iterator[sqlite3.Connection]:
 
 def test_a_writer_waits_for_another(tmp_path: Path) -> None:
     with Registry(tmp_path) as registry, locked(tmp_path, "BEGIN IMMEDIATE") as other:
-        thread = threading.Timer(0.1, lambda: None)
         done: list[float] = []
         thread = threading.Thread(target=lambda: done.append(registry.register("x").changed))
         thread.start()
@@ -535,16 +563,17 @@ def test_a_reader_stays_right_while_a_journal_comes_and_goes(hot: Path) -> None:
             while True:
                 found = len(registry.services())
                 assert found == len(registry.entries())
-                say(f"{found} {registry.version()}")
+                say(f"{found}")
+                time.sleep(0.002)
 
     with running(read, STRANGER) as child:
-        assert child.next_line().startswith("202 ")
+        assert child.next_line() == "202"
         register(hot, "after")
-        while not (line := child.next_line()).startswith("203 "):
-            assert line.startswith("202 ")
+        while (line := child.next_line()) != "203":
+            assert line == "202"
         die_in_the_middle(hot)
-        for _ in range(200):
-            assert child.next_line().startswith("203 ")
+        for _ in range(20):
+            assert child.next_line() == "203"
 
 
 @needs_root
@@ -569,8 +598,20 @@ def test_a_journal_that_cannot_be_copied_is_told(hot: Path) -> None:
         in_child(lambda: names(hot), STRANGER)
 
     def with_a_small_limit() -> None:
-        database._COPY_BYTES_MAX = 4096  # type: ignore[misc]
-        names(hot)
+        with mock.patch.object(database, "_COPY_BYTES_MAX", 4096):
+            names(hot)
 
     with pytest.raises(StateError, match="is too large for a copy"):
         in_child(with_a_small_limit, STRANGER)
+
+
+@needs_root
+def test_copies_cost_one_descriptor_and_no_locks(hot: Path) -> None:
+    """To close a descriptor of the file would drop the locks that other connections have on it (POSIX)."""
+
+    def read() -> int:
+        for _ in range(3):
+            names(hot)
+        return len(database._kept_open)
+
+    assert in_child(read, STRANGER) == 1

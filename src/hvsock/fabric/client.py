@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,12 +36,19 @@ if sys.platform != "linux":
 
 REPLY_SECONDS: Final = 30.0
 """How long a request waits for the broker's answer; answers take milliseconds, so a broker is stuck by then."""
+RETRY_SECONDS: Final = 0.005
+"""Pause of a request that finds the broker's queue full."""
 MINIMAL_BUFFER: Final = 0
 """SO_SNDBUF that the kernel raises to its minimum (4,608 bytes on 64-bit Linux)."""
 
 _SOCKET_NAMES: Final[dict[int, str]] = {
     socket.SOCK_STREAM: paths.STREAM_SOCKET,
     socket.SOCK_SEQPACKET: paths.SEQPACKET_SOCKET,
+}
+
+
+_ERRORS: Final[dict[str, type[HvsockError]]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HvsockError)
 }
 
 
@@ -102,11 +110,17 @@ def bind(folder: str, type_: int, address: Address, flags: Flag = Flag.NONE) -> 
         OSError: EACCES, EADDRINUSE, EADDRNOTAVAIL, ENOBUFS, ENETUNREACH, as tables in docs/reference.md say.
     """
     reply, descriptors = _ask(folder, Request(Op.BIND, address, type_, flags))
-    if reply.errno:
-        raise OSError(reply.errno, reply.text)
-    listener_id, service_id = messages.unpack_binding(reply.body)
-    if len(descriptors) != 1:
-        raise ProtocolError("the broker's reply to a bind came without the socket")
+    try:
+        if reply.errno:
+            raise OSError(reply.errno, reply.text)
+        listener_id, service_id = messages.unpack_binding(reply.body)
+        if not descriptors:
+            # the kernel leaves a descriptor out where this process may have no more
+            raise OSError(errno.EMFILE, "the bound socket did not come along: too many open files")
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
     return Binding(descriptors[0], listener_id, Address(address.vm_id, service_id))
 
 
@@ -130,37 +144,56 @@ def call(folder: str, method: str, **parameters: Any) -> Any:
         parameters: what JSON takes, at most :data:`messages.MAX_CALL_BYTES` in all.
 
     Raises:
+        UsageError: the parameters are longer than that.
         NoFabricError: no broker answers.
         HvsockError: what the broker refused, by the class of :mod:`hvsock.errors`.
     """
     request = Request(Op.CALL, call={"method": method, **parameters})
     try:
-        reply, _ = _ask(folder, request)
+        request.pack()
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from None
+    try:
+        reply, descriptors = _ask(folder, request)
     except OSError as error:
-        if error.errno == errno.ENETUNREACH or isinstance(error, TimeoutError):
+        if error.errno in (errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOBUFS):
             raise NoFabricError(error.strerror or str(error)) from None
         raise
-    value = json.loads(reply.body)
-    if reply.errno:
-        kind = getattr(errors, str(value.get("error")), HvsockError)
-        raise kind(str(value.get("text")))
-    return value
+    for descriptor in descriptors:
+        os.close(descriptor)
+    if reply.errno == errno.EPROTO:
+        raise ProtocolError(reply.text)
+    try:
+        value = json.loads(reply.body)
+        if not reply.errno:
+            return value
+        raise _ERRORS.get(value["error"], HvsockError)(value["text"])
+    except (ValueError, LookupError, TypeError) as error:
+        if isinstance(error, HvsockError):
+            raise
+        raise ProtocolError(f"the broker's reply to {method!r} is none") from None
 
 
 def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
     """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(REPLY_SECONDS)
+        deadline = time.monotonic() + REPLY_SECONDS
         try:
-            paths.at(folder, paths.STREAM_SOCKET, link.connect)
+            while True:
+                try:
+                    paths.at(folder, paths.STREAM_SOCKET, link.connect)
+                    break
+                except BlockingIOError:  # the broker's queue is full
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(RETRY_SECONDS)
             link.sendall(request.pack())
             head, descriptors, _, _ = socket.recv_fds(
                 link, messages.REPLY_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
             )
         except TimeoutError:
-            raise TimeoutError(
-                errno.ETIMEDOUT, f"the broker in {folder} did not answer in {REPLY_SECONDS:g} s"
-            ) from None
+            raise _no_answer(folder) from None
         except OSError as error:
             raise connect_error(error, folder) from None
         try:
@@ -168,11 +201,17 @@ def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
                 raise OSError(errno.ENETUNREACH, f"the broker in {folder} ended before it answered")
             code, length = messages.parse_reply_header(head)
             body = _receive_exactly(link, length)
-        except BaseException:
+        except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
+            if isinstance(error, TimeoutError):
+                raise _no_answer(folder) from None
             raise
         return Reply(code, body), descriptors
+
+
+def _no_answer(folder: str) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"the broker in {folder} did not answer in {REPLY_SECONDS:g} s")
 
 
 def _receive_exactly(link: socket.socket, length: int) -> bytes:

@@ -23,16 +23,32 @@ if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 _running: weakref.WeakSet[Broker] = weakref.WeakSet()
+_held = threading.local()
 
 
-def _close_in_child() -> None:
-    # a forked child must not hold the parent's control sockets, or connections on their way
-    for broker in list(_running):
+def _before_fork() -> None:
+    # between two turns of its reactor, a broker holds no connection that the child would not know of
+    _held.brokers = sorted(_running, key=id)
+    for broker in _held.brokers:
+        broker.reactor.turn.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for broker in _held.__dict__.pop("brokers", ()):
+        broker.reactor.turn.release()
+
+
+def _after_fork_in_child() -> None:
+    # a child must not hold the parent's control sockets, or connections on their way
+    for broker in _held.__dict__.pop("brokers", ()):
+        broker.reactor.turn.release()
         broker.close_descriptors()
     _running.clear()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +79,41 @@ class EmbeddedFabric:
     def __init__(self, folder: str | None = None) -> None:
         self._temporary = tempfile.mkdtemp(prefix="hvsock-") if folder is None else None
         self.folder = os.path.abspath(folder or self._temporary or "")
+        self._broker: Broker | None = None
+        self._registry: Registry | None = None
         try:
-            self._start()
+            broker = self._start()
+            self.registry = self._registry = Registry(os.path.join(self.folder, "registry"))
         except BaseException:
-            self._remove_temporary()
+            self.close()
             raise
-        self.registry = Registry(os.path.join(self.folder, "registry"))
-        self.host = PartitionHandle("host", self._broker.tree.host.id, paths.host_folder(self.folder))
+        self.host = PartitionHandle("host", broker.tree.host.id, paths.host_folder(self.folder))
 
-    def _start(self) -> None:
+    def _start(self) -> Broker:
         locked = FabricFolder(self.folder)
         try:
-            self._broker = Broker(locked)
+            broker = Broker(locked)
         except BaseException:
             locked.close()
             raise
-        _running.add(self._broker)
-        self._thread = threading.Thread(target=self._broker.run, name="hvsock-broker", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=broker.run, name="hvsock-broker", daemon=True)
+        _running.add(broker)
+        try:
+            thread.start()
+        except BaseException:
+            _running.discard(broker)
+            broker.close()
+            raise
+        self._broker, self._thread = broker, thread
+        return broker
 
     def _stop(self) -> None:
-        self._broker.stop()
-        self._thread.join()
-        _running.discard(self._broker)
-        self._broker.close()
+        broker, self._broker = self._broker, None
+        if broker is not None and broker in _running:  # else this is a child of the process that runs it
+            broker.stop()
+            self._thread.join()
+            _running.discard(broker)
+            broker.close()
 
     def restart(self) -> None:
         """End the broker and start another: established connections and listeners live on."""
@@ -113,15 +140,18 @@ class EmbeddedFabric:
         return self.registry.register(name, None if id is None else ServiceId(id))
 
     def close(self) -> None:
-        """End the broker; established connections live on. Calling this twice is fine."""
-        if self._broker in _running:
-            self.registry.close()
-            self._stop()
-            self._remove_temporary()
+        """End the broker; established connections live on. Calling this twice is fine.
 
-    def _remove_temporary(self) -> None:
+        In a child of the process that runs it, this does nothing.
+        """
+        if self._broker is not None and self._broker not in _running:
+            return
+        self._stop()
+        if self._registry is not None:
+            self._registry.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
 
     def __enter__(self) -> Self:
         return self

@@ -88,15 +88,21 @@ class Request:
         """The request as :data:`REQUEST_BYTES` bytes.
 
         Raises:
-            ValueError: the call's parameters are longer than :data:`MAX_CALL_BYTES`.
+            ValueError: the call's parameters are longer than :data:`MAX_CALL_BYTES` or no text, or a number
+                does not fit into 32 bits, or the token has not 16 bytes.
         """
         body = b"" if self.call is None else json.dumps(self.call, ensure_ascii=False).encode()
         if len(body) > MAX_CALL_BYTES:
             raise ValueError(f"the parameters of a call take {len(body)} bytes; {MAX_CALL_BYTES} is the most")
+        if len(self.token) != len(_NO_ID):
+            raise ValueError(f"a token has {len(_NO_ID)} bytes, not {len(self.token)}")
         vm_id, service_id = (_NO_ID, _NO_ID) if self.address is None else map(VmId.to_bytes_le, self.address)
-        head = _REQUEST.pack(
-            _MAGIC, self.op, self.type, self.flags, self.number, len(body), vm_id, service_id, self.token
-        )
+        try:
+            head = _REQUEST.pack(
+                _MAGIC, self.op, self.type, self.flags, self.number, len(body), vm_id, service_id, self.token
+            )
+        except struct.error as error:
+            raise ValueError(f"not a request: {error}") from None
         return (head + body).ljust(REQUEST_BYTES, b"\0")
 
     @classmethod

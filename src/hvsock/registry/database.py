@@ -4,9 +4,10 @@ The choices, each with its reason:
 
 - **A rollback journal, not a write-ahead log**: readers of other users have no write permission, and a
   write-ahead log makes readers write.
-- **A new file is filled under another name and published by a hard link**: nobody ever sees half of one,
+- **A new file is written under another name and published by a hard link**: nobody ever sees half of one,
   two processes that create at once agree on one, and kill -9 leaves a stray file that the next writer
-  sweeps away.
+  sweeps away. It is written by its descriptor alone: root may be at work in a folder of somebody who
+  exchanges names.
 - **Nothing here opens the file but SQLite**: closing any descriptor of a file drops the process's POSIX
   locks on it, those of its other connections too (https://sqlite.org/howtocorrupt.html, section 2.2). The
   one exception, below, never closes.
@@ -21,8 +22,8 @@ import os
 import sqlite3
 import stat
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 from urllib.parse import quote
@@ -49,6 +50,8 @@ GLANCE_TIMEOUT_MS: Final = 50
 MAX_PATH_BYTES: Final = 512
 """Longest path that SQLite takes for a file and its journal, with its final zero (MAX_PATHNAME in os_unix.c)."""
 
+_FIRST_PAUSE_SECONDS: Final = 0.000_25
+_LONGEST_PAUSE_SECONDS: Final = 0.004
 _COPY_ATTEMPTS: Final = 5
 _COPY_BYTES_MAX: Final = 1 << 30
 _kept_open: dict[tuple[int, int], int] = {}
@@ -76,7 +79,7 @@ class Database:
     def __init__(
         self, folder: str, fill: Callable[[sqlite3.Connection], None], read_only_because: str | None = None
     ) -> None:
-        self.folder = folder
+        self.folder = folder = os.path.abspath(folder)
         self.path = os.path.join(folder, FILE_NAME)
         self._open: sqlite3.Connection | None = None
         self._version = 0
@@ -138,8 +141,9 @@ class Database:
         Raises:
             StateError: the file cannot be read any more.
         """
+        connection = self._connection
         try:
-            self._note_version(self._connection)
+            _patiently(lambda: self._note_version(connection), GLANCE_TIMEOUT_MS)
         except sqlite3.Error as error:
             if self._is_journal_in_the_way(error):
                 self._version += 1  # cannot tell, so let the caller look
@@ -157,9 +161,10 @@ class Database:
         Raises:
             StateError: the file cannot be read, or was locked for too long.
         """
+        connection = self._connection
         for _ in range(_COPY_ATTEMPTS):
             try:
-                return self._read_from(self._connection, query, timeout_ms)
+                return _patiently(lambda: self._read_from(connection, query), timeout_ms)
             except sqlite3.Error as error:
                 if not self._is_journal_in_the_way(error):
                     raise self._translated(error) from None
@@ -184,21 +189,19 @@ class Database:
         if found is None or (found.st_dev, found.st_ino) != self._identity:
             raise StateError(f"{self.path} was replaced or removed while it was open; nothing was changed")
         try:
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
+            _patiently(lambda: connection.execute("PRAGMA synchronous = FULL"), BUSY_TIMEOUT_MS)
+            _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_TIMEOUT_MS)
             changes = connection.total_changes
             self._check_header(connection)
             yield connection
-            connection.execute("COMMIT")
             self._version += connection.total_changes != changes
+            _patiently(lambda: connection.execute("COMMIT"), BUSY_TIMEOUT_MS)
         except sqlite3.Error as error:
             raise self._translated(error) from None
         finally:
             with contextlib.suppress(sqlite3.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                connection.execute(f"PRAGMA busy_timeout = {GLANCE_TIMEOUT_MS}")
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -212,22 +215,15 @@ class Database:
             self._data_version = data_version
             self._version += 1
 
-    def _read_from(
-        self, connection: sqlite3.Connection, query: Callable[[sqlite3.Connection], T], timeout_ms: int
-    ) -> T:
+    def _read_from(self, connection: sqlite3.Connection, query: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            if timeout_ms != GLANCE_TIMEOUT_MS:
-                connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
             connection.execute("BEGIN")
-            self._note_version(connection)
+            self._note_version(connection)  # the first look at the file: from here on it is locked for reading
             self._check_header(connection)
             return query(connection)
         finally:
-            with contextlib.suppress(sqlite3.Error):
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                if timeout_ms != GLANCE_TIMEOUT_MS:
-                    connection.execute(f"PRAGMA busy_timeout = {GLANCE_TIMEOUT_MS}")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     def _check_header(self, connection: sqlite3.Connection) -> None:
         ((application,),) = connection.execute("PRAGMA application_id").fetchall()
@@ -251,12 +247,16 @@ class Database:
         journal = self.path + JOURNAL_SUFFIX
         if _lstat(journal) is not None and _lstat(self.path) is None:
             raise StateError(f"{journal} is left from a registry that was removed: remove it too")
+        import tempfile
+
         new = None
         try:
             descriptor, new = tempfile.mkstemp(prefix=NEW_PREFIX, dir=self.folder)
-            os.close(descriptor)
-            _fill(new, fill)
-            _hand_over(new, folder)
+            with open(descriptor, "wb") as file:
+                file.write(_image(fill))
+                file.flush()
+                _hand_over(descriptor, folder)
+                os.fsync(descriptor)
             with contextlib.suppress(FileExistsError):
                 os.link(new, self.path)
             _sync_folder(self.folder)
@@ -290,6 +290,8 @@ class Database:
     @contextlib.contextmanager
     def _rolled_back_copy(self) -> Iterator[sqlite3.Connection | None]:
         """The last committed state, from a copy of file and journal; None when the journal is gone."""
+        import tempfile
+
         try:
             before = self._file_and_journal()
             if before[1] is None or before != self._file_and_journal():
@@ -357,11 +359,29 @@ class Database:
 _EFFECTIVE: Final = os.access in os.supports_effective_ids
 
 
+def _patiently(act: Callable[[], T], timeout_ms: int) -> T:
+    """What `act` returns, tried again while the file is locked.
+
+    SQLite's own waiting sleeps for up to 100 ms at a time, and so hardly ever meets the short moments
+    that a busy writer leaves.
+    """
+    deadline = time.monotonic() + timeout_ms / 1000
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
 def _connect(path: str, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
-        timeout=GLANCE_TIMEOUT_MS / 1000,
+        timeout=0,
         isolation_level=None,
         check_same_thread=False,
     )
@@ -374,31 +394,29 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _fill(path: str, fill: Callable[[sqlite3.Connection], None]) -> None:
-    connection = _connect(path, "rw")
+def _image(fill: Callable[[sqlite3.Connection], None]) -> bytes:
+    """The content of a new file."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        connection.execute("PRAGMA journal_mode = OFF")  # half a file under this name is never used
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA auto_vacuum = NONE")
-        connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         fill(connection)
-        connection.execute("COMMIT")
+        return connection.serialize()
     finally:
         connection.close()
 
 
-def _hand_over(path: str, folder: os.stat_result) -> None:
+def _hand_over(descriptor: int, folder: os.stat_result) -> None:
     """Give a new file to the folder's owner and group, readable by all, writable by the group if the folder is."""
     if sys.platform != "win32":
         mode = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH
         try:
-            os.chown(path, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
+            os.fchown(descriptor, folder.st_uid if os.geteuid() == 0 else -1, folder.st_gid)
             mode |= folder.st_mode & stat.S_IWGRP
         except PermissionError:  # an owner outside of the folder's group keeps the file to itself
             pass
-        os.chmod(path, mode)
+        os.fchmod(descriptor, mode)
 
 
 def _sync_folder(folder: str) -> None:

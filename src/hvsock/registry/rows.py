@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sqlite3
 import time
@@ -13,7 +12,7 @@ from hvsock.addresses import ServiceId, VmId, parse_service_id
 from hvsock.errors import DuplicateError, NotFoundError, StateError
 from hvsock.topology.access import Settings
 
-from .entries import MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
+from .entries import FLAGS, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
 from .values import rounded_time, settings_from_value, settings_to_value
 
 _SCHEMA: Final = (
@@ -181,6 +180,8 @@ def _named(connection: sqlite3.Connection, name: str) -> ServiceEntry | None:
 
 
 def _suggestions(connection: sqlite3.Connection, text: str) -> str:
+    import difflib
+
     start = name_key(text[:_SUGGESTION_CHARACTERS])
     names: dict[str, str] = {}
     if _DIGITS.issuperset(start):
@@ -193,13 +194,16 @@ def _suggestions(connection: sqlite3.Connection, text: str) -> str:
 
 
 def _decoded(row: tuple[Any, ...], per_vm: dict[VmId, Settings]) -> ServiceEntry:
-    service_id, name, port_alias, flags, created, changed, settings = row
+    service_id, name, port_alias, words, created, changed, settings = row
     try:
+        flags = frozenset(words.split())
+        if not flags <= FLAGS:
+            raise ValueError(f"unknown flag {quoted(words)}")
         return ServiceEntry(
             ServiceId(service_id),
             str(name),
             None if port_alias is None else int(port_alias),
-            frozenset(flags.split()),
+            flags,
             float(created),
             float(changed),
             _settings(settings),

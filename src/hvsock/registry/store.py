@@ -157,7 +157,7 @@ class Registry:
     def alias(self, port: int) -> ServiceId | None:
         """The service that has AF_VSOCK port `port` as its port alias, or None.
 
-        As fast as :meth:`services`, and from the same state of the registry.
+        As fast as :meth:`services`.
 
         Raises:
             StateError: the file cannot be read.

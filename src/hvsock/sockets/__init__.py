@@ -2,7 +2,11 @@
 
 - :mod:`.socket`: the class, with select and graceful disconnect.
 - :mod:`.sockaddr`: the address tuples that it takes, with CPython's errors.
+- :mod:`.options`: what a socket can be asked for, and the options of both levels.
+- :mod:`.connecting`, :mod:`.guards`: a connect that is under way, and what its socket must not do meanwhile.
 - :mod:`.accepting`: how an accepted connection is taken from its courier.
+- :mod:`.sharing`: sockets as arguments of processes that multiprocessing spawns.
 - :mod:`.helpers`: create_connection, create_server, socketpair, wait_for_service.
-- :mod:`.aio`: asyncio streams and servers.  :mod:`.plain`: for libraries that refuse subclasses (trio).
+- :mod:`.aio`: asyncio streams and servers.  :mod:`.trio`: trio's.  :mod:`.plain`: for libraries that refuse
+  subclasses.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -22,9 +23,12 @@ if sys.platform != "linux":
 
 COURIER_SECONDS: Final = 1.0
 """How long accept waits for a courier's bytes, which follow its arrival within microseconds."""
+EXHAUSTED_SECONDS: Final = 0.005
+"""Pause before another look for a free descriptor."""
 
 _DESCRIPTOR = struct.Struct("i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_LISTENER_NAME = re.compile(r"/([0-9a-f]{32})\Z")
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
@@ -36,8 +40,14 @@ class Delivered:
     courier: Courier
 
 
+def listener_id(name: object) -> bytes | None:
+    """The id of the listener whose socket has that name, as getsockname tells it; None for other sockets."""
+    match = _LISTENER_NAME.search(name) if isinstance(name, str) else None
+    return None if match is None else bytes.fromhex(match[1])
+
+
 def take(link: socket.socket) -> Delivered | None:
-    """The connection that the courier at the other end of `link` brings; the caller closes `link`.
+    """The connection that the courier at the other end of `link`, a non-blocking socket, brings.
 
     None where it brings none: its broker died before it sent the descriptor, or it is stuck.
     """
@@ -45,15 +55,13 @@ def take(link: socket.socket) -> Delivered | None:
     found = _receive(link, deadline)
     if found is None:
         return None
+    ours = False
     try:
         ours = _is_ours(link, found, deadline)
-    except BaseException:
-        os.close(found.descriptor)
-        raise
-    if not ours:
-        os.close(found.descriptor)
-        return None
-    return found
+    finally:
+        if not ours:
+            os.close(found.descriptor)
+    return found if ours else None
 
 
 def _receive(link: socket.socket, deadline: float) -> Delivered | None:
@@ -66,7 +74,7 @@ def _receive(link: socket.socket, deadline: float) -> Delivered | None:
         try:
             data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
             if flags & socket.MSG_CTRUNC and not ancillary:
-                data, ancillary = spare.instead(link)
+                data, ancillary = spare.instead(link, deadline)
             break
         except BlockingIOError:
             if not _wait(link, deadline):
@@ -105,14 +113,22 @@ def _is_ours(link: socket.socket, found: Delivered, deadline: float) -> bool:
         break
     if done == messages.DONE:
         return True
-    with socket.socket(fileno=os.dup(found.descriptor)) as connection:
-        try:
-            block = connection.recv(messages.REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if messages.carries(block, found.courier.token):
-                connection.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # nothing there: the request is drained; a reset: the accepter will see it
+    _drain(found)
     return True
+
+
+def _drain(found: Delivered) -> None:
+    """Take the request off the connection, if it is still there."""
+    connection = socket.socket(fileno=found.descriptor)
+    try:
+        connection.settimeout(None)
+        block = connection.recv(messages.REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if messages.carries(block, found.courier.token):
+            connection.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # nothing there: the request is drained; a reset: the accepter will see it
+    finally:
+        connection.detach()
 
 
 def _wait(link: socket.socket, deadline: float) -> bool:
@@ -143,21 +159,27 @@ class _Spare:
                     found = os.fstat(self._descriptor)
                     self._identity = (found.st_dev, found.st_ino)
 
-    def instead(self, link: socket.socket) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+    def instead(self, link: socket.socket, deadline: float) -> tuple[bytes, list[tuple[int, int, bytes]]]:
         """Look at the courier's message again, with the spare descriptor's place free.
 
         Raises:
-            OSError: EMFILE: another thread took the place; the courier is lost.
+            OSError: EMFILE: other threads took that place, and every other until `deadline`; the courier
+                is lost.
         """
         with self._lock:
             self._give_up()
-            data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
-        if flags & socket.MSG_CTRUNC:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return data, ancillary
+            while True:
+                data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
+                if not flags & socket.MSG_CTRUNC:
+                    return data, ancillary
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                time.sleep(EXHAUSTED_SECONDS)
 
     def _give_up(self) -> None:
         identity, self._identity = self._identity, None
+        if identity is None:
+            return
         try:
             found = os.fstat(self._descriptor)
         except OSError:
@@ -165,6 +187,11 @@ class _Spare:
         if (found.st_dev, found.st_ino) == identity:
             os.close(self._descriptor)
 
+    def forked(self) -> None:
+        """In a child process: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
 
 spare = _Spare()
 """Kept for the whole process from the import on."""
+os.register_at_fork(after_in_child=spare.forked)

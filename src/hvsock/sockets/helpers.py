@@ -9,10 +9,12 @@ import time
 from typing import Final
 
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
+from hvsock.constants import AF_HYPERV
 from hvsock.errors import NoFabricError, NotFoundError
 from hvsock.fabric import client, paths
 from hvsock.fabric.client import resolve as resolve
 
+from .options import TYPES
 from .socket import socket
 
 if sys.platform != "linux":
@@ -130,13 +132,29 @@ def create_server(
     return sock
 
 
-def socketpair(type: int = _stdlib.SOCK_STREAM) -> tuple[socket, socket]:
-    """Two connected sockets that look like a loopback connection; needs no broker."""
-    service_id, fresh = ServiceId.new(), ServiceId.new()
-    connector, accepted = (socket(fileno=end.detach()) for end in _stdlib.socketpair(_stdlib.AF_UNIX, type))
-    connector._own, connector._peer = Address(HV_GUID_CHILDREN, fresh), Address(HV_GUID_LOOPBACK, service_id)
-    accepted._own, accepted._peer = Address(HV_GUID_CHILDREN, service_id), Address(HV_GUID_LOOPBACK, fresh)
-    return connector, accepted
+def socketpair(
+    family: int | None = None, type: int = _stdlib.SOCK_STREAM, proto: int = 0
+) -> tuple[socket, socket]:
+    """Two connected sockets that look like a loopback connection; needs no broker.
+
+    Args:
+        family: None, AF_HYPERV, or AF_UNIX, which it is underneath.
+        type: SOCK_STREAM or SOCK_SEQPACKET.
+        proto: without meaning; the standard function has it.
+
+    Raises:
+        OSError: EAFNOSUPPORT: another family; ESOCKTNOSUPPORT: another type; EMFILE.
+    """
+    if family not in (None, AF_HYPERV, _stdlib.AF_UNIX):
+        raise OSError(errno.EAFNOSUPPORT, "these are AF_HYPERV sockets; for others there is the socket module")
+    if type not in TYPES:
+        raise OSError(errno.ESOCKTNOSUPPORT, "AF_HYPERV has SOCK_STREAM, and here SOCK_SEQPACKET too")
+    connector, accepted = (Address(HV_GUID_CHILDREN, ServiceId.new()) for _ in range(2))
+    ends = _stdlib.socketpair(_stdlib.AF_UNIX, type)
+    return (
+        socket._established(ends[0].detach(), type, connector, accepted._replace(vm_id=HV_GUID_LOOPBACK)),
+        socket._established(ends[1].detach(), type, accepted, connector._replace(vm_id=HV_GUID_LOOPBACK)),
+    )
 
 
 def wait_for_service(address: AddressLike, timeout: float | None = None, *, partition: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""For libraries that refuse subclasses of the standard socket class, or accept by themselves (trio).
+"""For libraries that refuse subclasses of the standard socket class, or accept by themselves.
 
 A connected Hyper-V socket's descriptor carries payload alone, so a standard socket object over it works
 everywhere. A listening one does not: only :meth:`hvsock.socket.accept` knows couriers.
@@ -6,6 +6,8 @@ everywhere. A listening one does not: only :meth:`hvsock.socket.accept` knows co
 
 from __future__ import annotations
 
+import errno
+import os
 import socket as _stdlib
 import sys
 
@@ -19,10 +21,13 @@ def to_plain(sock: socket) -> _stdlib.socket:
     """The connection of `sock` as a standard AF_UNIX socket, which owns the descriptor; `sock` is closed.
 
     Raises:
-        OSError: ENOTCONN: `sock` is not connected (a listener must go on as what it is).
+        OSError: ENOTCONN: `sock` is not connected (a listener must go on as what it is); EINPROGRESS: not
+            yet; EBADF: closed.
     """
-    sock.getpeername()
-    blocking = sock.gettimeout()
-    plain = _stdlib.socket(fileno=sock.detach())
-    plain.settimeout(blocking)
+    sock._require_settled()
+    if not sock._connected:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    timeout = sock.gettimeout()
+    plain = _stdlib.socket(_stdlib.AF_UNIX, sock._kind, 0, sock.detach())
+    plain.settimeout(timeout)
     return plain

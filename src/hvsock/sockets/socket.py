@@ -5,23 +5,19 @@ alone, so send and recv are the standard ones at their full speed. What differs 
 
 - bind: the broker makes the bound socket, which takes the place of the own one (dup2).
 - connect: the request fills the send buffer, so select, poll and epoll report nothing until the broker has
-  decided. While the connect is pending, the methods that move data are guarded; once it is settled, the
-  guards are gone.
-- accept: what the kernel accepts is a courier that brings the connection.
+  decided. Until then the methods that move data are guarded (:mod:`.guards`).
+- accept: what the kernel accepts is a courier that brings the connection (:mod:`.accepting`).
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import select
 import socket as _stdlib
-import struct
 import sys
 import time
-import weakref
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from hvsock.addresses import Address, ServiceId
 from hvsock.constants import (
@@ -29,57 +25,32 @@ from hvsock.constants import (
     HV_PROTOCOL_RAW,
     HVSOCKET_CONNECT_TIMEOUT,
     HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
-    HVSOCKET_CONNECT_TIMEOUT_MAX,
     HvsocketOption,
-    ProtocolLevel,
 )
-from hvsock.errors import ProtocolError
-from hvsock.fabric import client, messages, paths
-from hvsock.fabric.messages import Flag, Op, Reply, Request
+from hvsock.fabric import client, paths
+from hvsock.fabric.messages import Op, Request
 from hvsock.topology.reachability import own_view
 
-from . import accepting
+from . import accepting, connecting, guards, options, sharing
+from .connecting import Pending
+from .guards import MAX_SEQPACKET_BYTES
 from .sockaddr import parse_sockaddr
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
-MAX_SEQPACKET_BYTES: Final = 128 * 1024
-"""Longest message on a SOCK_SEQPACKET socket; longer ones are EMSGSIZE."""
+__all__ = ["ANSWER_GRACE_SECONDS", "MAX_SEQPACKET_BYTES", "socket"]
+
 ANSWER_GRACE_SECONDS: Final = 2.0
 """How long a blocking connect waits past its time-out for the broker, which keeps that time-out itself."""
 RETRY_SECONDS: Final = 0.005
 """Pause of a blocking connect while the broker's queue is full."""
 
-_ULONG = struct.Struct("<I")
-_FLAGS = {
-    HvsocketOption.HVSOCKET_CONTAINER_PASSTHRU: Flag.PASSTHRU,
-    HvsocketOption.HVSOCKET_CONNECTED_SUSPEND: Flag.CONNECTED_SUSPEND,
-    HvsocketOption.HVSOCKET_HIGH_VTL: Flag.HIGH_VTL,
-}
-_GUARDED = (
-    "recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into",
-    "send", "sendall", "sendmsg", "sendfile", "shutdown",
+_BUFFERS = frozenset(options.FORCED) | frozenset(options.FORCED.values())
+_SEND_BUFFER = (_stdlib.SO_SNDBUF, options.FORCED[_stdlib.SO_SNDBUF])
+_SHARED = (
+    "_partition", "_own", "_peer", "_bound_as", "_listener_id", "_connected", "_used_up", "_options", "_buffers",
 )  # fmt: skip
-_TYPES = (_stdlib.SOCK_STREAM, _stdlib.SOCK_SEQPACKET)
-
-
-class _Pending:
-    """A connect that is not settled.
-
-    Attributes:
-        own, peer: the addresses that the socket has once it is connected.
-        send_buffer: SO_SNDBUF as it was.
-        deadline: when a blocking caller stops to wait for the broker, in seconds of time.monotonic.
-    """
-
-    __slots__ = ("deadline", "own", "peer", "send_buffer")
-
-    def __init__(self, own: Address, peer: Address, send_buffer: int, deadline: float) -> None:
-        self.own = own
-        self.peer = peer
-        self.send_buffer = send_buffer
-        self.deadline = deadline
 
 
 class socket(_stdlib.socket):
@@ -89,16 +60,36 @@ class socket(_stdlib.socket):
     :class:`hvsock.Address`. Names are looked up by :func:`hvsock.resolve`.
 
     Args:
-        family: AF_HYPERV.
+        family: AF_HYPERV; -1 is the default in this and the next two.
         type: SOCK_STREAM, or SOCK_SEQPACKET (messages of 1 byte to 128 KiB, which Hyper-V itself lacks).
         proto: HV_PROTOCOL_RAW.
-        fileno: an AF_UNIX descriptor that becomes this socket's own, instead of a new one.
+        fileno: a descriptor of a Hyper-V socket that becomes this object's own, instead of a new one. It
+            does not carry its addresses; those are only known of sockets that are duplicated, inherited
+            by fork, or sent by multiprocessing.
         partition: folder of the partition that this socket is in; by default that of the process
             (HVSOCK_PARTITION, else the host's).
 
     Raises:
         OSError: EAFNOSUPPORT, EPROTOTYPE (as WSAEPROTOTYPE on Windows), ESOCKTNOSUPPORT, EMFILE.
     """
+
+    _kind: int
+    _partition: str | None
+    _own: Address | None
+    _peer: Address | None
+    _bound_as: Address | None
+    """What the program asked to be bound to."""
+    _listener_id: bytes | None
+    """What the broker calls the bound socket."""
+    _connected: bool
+    _pending: Pending | None
+    _failure: OSError | None
+    """Of a connect; nobody was told of it yet."""
+    _used_up: bool
+    """The kernel's socket was connected once, and cannot be again."""
+    _options: dict[HvsocketOption, int]
+    _buffers: dict[int, Any]
+    """Buffer sizes that the program set."""
 
     def __init__(
         self,
@@ -110,47 +101,68 @@ class socket(_stdlib.socket):
         partition: str | None = None,
     ) -> None:
         if fileno is None:
-            _check_arguments(family, type, proto)
-            super().__init__(_stdlib.AF_UNIX, type, 0)
-        else:
-            super().__init__(-1, -1, -1, fileno)
-            if self.family != _stdlib.AF_UNIX:
-                self.detach()
-                raise OSError(errno.EAFNOSUPPORT, "descriptors of Hyper-V sockets are AF_UNIX sockets")
+            checked = options.checked_type(family, type, proto)
+            super().__init__(_stdlib.AF_UNIX, checked, 0)
+            self._prepare(checked & ~options.TYPE_FLAGS, partition)
+            return
+        super().__init__(-1, -1, -1, fileno)
+        kind = int(self.type)
+        if self.family != _stdlib.AF_UNIX or kind not in options.TYPES:
+            super().detach()
+            raise OSError(errno.EAFNOSUPPORT, "descriptors of Hyper-V sockets are AF_UNIX streams or SEQPACKET")
+        self._prepare(kind, partition)
+        self._connected = self._has_peer()
+        if not self._connected:
+            self._listener_id = accepting.listener_id(super().getsockname())
+
+    def _prepare(self, kind: int, partition: str | None) -> None:
+        self._kind = kind
         self._partition = partition
-        self._own: Address | None = None
-        self._peer: Address | None = None
-        self._listener_id: bytes | None = None
-        self._pending: _Pending | None = None
-        self._refused = False
-        self._options: dict[HvsocketOption, int] = {}
-        if self.type == _stdlib.SOCK_SEQPACKET:
-            self._guard_messages()
+        self._own = self._peer = self._bound_as = None
+        self._listener_id = None
+        self._connected = self._used_up = False
+        self._pending = self._failure = None
+        self._options = {}
+        self._buffers = {}
+        if kind == _stdlib.SOCK_SEQPACKET:
+            guards.guard_messages(self)
+
+    @classmethod
+    def _established(
+        cls, descriptor: int, kind: int, own: Address, peer: Address, partition: str | None = None
+    ) -> Self:
+        """A connection over `descriptor`, which it owns; blocking, or with the default time-out."""
+        made = cls.__new__(cls)
+        _stdlib.socket.__init__(made, _stdlib.AF_UNIX, kind, 0, descriptor)
+        made.settimeout(_stdlib.getdefaulttimeout())  # the descriptor may come from a non-blocking socket
+        made._prepare(kind, partition)
+        made._own, made._peer, made._connected = own, peer, True
+        return made
 
     # -- addresses
 
     def getsockname(self) -> Address:
-        """The own address, once bound or connected.
+        """The own address, once bound or connected; that of the connect while one is pending.
 
         Raises:
-            OSError: EINVAL: neither; EBADF: closed.
+            OSError: EINVAL: neither, or the descriptor came without its address; EBADF: closed.
         """
         self._check_open()
-        if self._own is None:
-            raise OSError(errno.EINVAL, "the socket is neither bound nor connected")
-        return self._own
+        own = self._own if self._pending is None else self._pending.own
+        if own is None:
+            raise OSError(errno.EINVAL, "the socket is neither bound nor connected, or came without its address")
+        return own
 
     def getpeername(self) -> Address:
         """The peer's address, once connected.
 
         Raises:
-            OSError: ENOTCONN; EBADF: closed.
+            OSError: ENOTCONN: not connected, or the descriptor came without its address; EBADF: closed.
         """
         self._check_open()
-        if self._pending is not None:
-            self._settle(None)
+        self._look()
         if self._peer is None:
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            raise _not_connected()
         return self._peer
 
     # -- listeners
@@ -158,25 +170,26 @@ class socket(_stdlib.socket):
     def bind(self, address: Any) -> None:
         """Bind to (VmId or wildcard, ServiceId); ServiceId zero takes a fresh one.
 
-        The descriptor keeps its number and gets another socket under it, so bind before registering it
-        with epoll. SO_SNDBUF and SO_RCVBUF are kept.
+        The descriptor keeps its number and its settings, and gets another socket under it, so bind before
+        registering it with epoll.
 
         Raises:
             TypeError, ValueError: not an address.
             OSError: EADDRNOTAVAIL: no address for a listener in this partition; EACCES: the service is
-                not registered, or its settings do not let this user; EADDRINUSE; EINVAL: bound already;
-                ENETUNREACH: no broker.
+                not registered, or its settings do not let this user; EADDRINUSE; EINVAL: bound or
+                connected already; ENETUNREACH: no broker.
         """
         wanted = parse_sockaddr(address, "bind")
         self._check_open()
-        if self._own is not None:
-            raise OSError(errno.EINVAL, "the socket is bound already")
-        binding = client.bind(self._folder(), self.type, wanted, self._flags())
-        try:
-            self._replace(binding.descriptor)
-        finally:
-            os.close(binding.descriptor)
-        self._own, self._listener_id = binding.address, binding.listener_id
+        if self._own is not None or self._listener_id is not None or self._connected or self._pending is not None:
+            raise OSError(errno.EINVAL, "the socket is bound or connected already")
+        self._bind(wanted)
+
+    def _bind(self, wanted: Address) -> None:
+        binding = client.bind(self._folder(), self._kind, wanted, options.flags_of(self._options))
+        with _stdlib.socket(_stdlib.AF_UNIX, self._kind, 0, binding.descriptor) as bound:
+            self._replace(bound)
+        self._own, self._bound_as, self._listener_id = binding.address, wanted, binding.listener_id
 
     def listen(self, backlog: int = 128, /) -> None:
         """Take connections; up to `backlog` wait to be accepted (Linux cuts it to net.core.somaxconn).
@@ -195,7 +208,8 @@ class socket(_stdlib.socket):
         """Wait for a connection; returns it with the peer's address.
 
         A connection whose broker died on the way is finished here or skipped. Without a free descriptor
-        none is lost: EMFILE comes before the connection is taken.
+        none is lost: EMFILE comes before the connection is taken. As everywhere on Linux, closing the
+        listener in another thread does not end an accept that waits; shutdown does.
 
         Raises:
             OSError: as the standard accept: BlockingIOError, TimeoutError, EINVAL, EMFILE.
@@ -204,17 +218,21 @@ class socket(_stdlib.socket):
             accepting.spare.keep()
             courier, _ = super().accept()
             with courier:
+                courier.settimeout(0)
                 found = accepting.take(courier)
-            if found is None:
-                continue
-            accepted = socket(fileno=found.descriptor, partition=self._partition)
-            if _stdlib.getdefaulttimeout() is None and self.gettimeout():
-                accepted.setblocking(True)
-            accepted._own, accepted._peer = found.courier.own, found.courier.peer
-            for option, flag in _FLAGS.items():
-                if found.courier.flags & flag:
-                    accepted._options[option] = 1
-            return accepted, found.courier.peer
+            if found is not None:
+                break
+        own, peer, flags = found.courier.own, found.courier.peer, found.courier.flags
+        try:
+            accepted = socket._established(found.descriptor, self._kind, own, peer, self._partition)
+        except BaseException:
+            os.close(found.descriptor)
+            raise
+        if flags:
+            accepted._options = {option: 1 for option, flag in options.FLAGS.items() if flags & flag}
+        for option, size in self._buffers.items():
+            accepted.setsockopt(_stdlib.SOL_SOCKET, option, size)
+        return accepted, peer
 
     # -- connecting
 
@@ -223,27 +241,35 @@ class socket(_stdlib.socket):
 
         It is connected when the connection is in the listener's backlog, before accept, as with TCP.
         A non-blocking socket raises BlockingIOError (EINPROGRESS), becomes writable when it is connected,
-        and tells by SO_ERROR why it is not.
+        and tells by SO_ERROR why it is not. After a refusal it can connect again; then another socket
+        is under the same descriptor, so register it with epoll anew.
 
         Raises:
             TypeError, ValueError: not an address.
             OSError: ECONNREFUSED, EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, EPROTOTYPE: as decided
                 by the rules; ETIMEDOUT: the backlog was full for HVSOCKET_CONNECT_TIMEOUT; ENETUNREACH:
-                no broker; ENOBUFS: its queue is full; EISCONN; EALREADY; TimeoutError: by settimeout.
+                no broker; ENOBUFS: its queue is full; EISCONN; EALREADY; TimeoutError: by settimeout,
+                and the connect is still pending.
         """
         wanted = parse_sockaddr(address, "connect")
         self._check_open()
         timeout = self.gettimeout()
-        if self._pending is None:
-            self._start(wanted, timeout)
-        elif timeout == 0:
-            if self._poll() is None:
+        if self._pending is not None:
+            if timeout is None:
+                self._wait(None)
+            elif not self._look():
                 raise BlockingIOError(errno.EALREADY, os.strerror(errno.EALREADY))
-            self._settle(None)
+            self._raise_failure()
             return
+        if self._connected:
+            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+        self._raise_failure()
+        limit = None if timeout is None else time.monotonic() + timeout
+        self._start(wanted, timeout, limit)
         if timeout == 0:
             raise BlockingIOError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
-        self._settle(timeout)
+        self._wait(limit if limit is None else max(0.0, limit - time.monotonic()))
+        self._raise_failure()
 
     def connect_ex(self, address: Any) -> int:
         """As :meth:`connect`, but the errno is the result; 0 is success."""
@@ -253,152 +279,185 @@ class socket(_stdlib.socket):
             return error.errno or errno.EAGAIN  # a time-out by settimeout has no errno
         return 0
 
-    def _start(self, wanted: Address, timeout: float | None) -> None:
-        if self._peer is not None:
-            raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+    def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
+        """Send the request: the connect is pending then."""
         milliseconds = self._options.get(HVSOCKET_CONNECT_TIMEOUT) or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
-        deadline = time.monotonic() + milliseconds / 1000 + ANSWER_GRACE_SECONDS
-        if self._refused:
+        deadline = time.monotonic() + milliseconds / 1000
+        if self._used_up:
             self._renew()
         token = os.urandom(16)
         own_id = ServiceId.from_bytes_le(token) if self._own is None else self._own.service_id
-        own_vm = own_view(wanted.vm_id)
-        request = Request(Op.CONNECT, wanted, self.type, self._flags(), milliseconds, token)
+        flags = options.flags_of(self._options)
+        request = Request(Op.CONNECT, wanted, self._kind, flags, milliseconds, token)
         send_buffer = super().getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDBUF)
         super().setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDBUF, client.MINIMAL_BUFFER)
+        try:
+            self._send_request(request, timeout, limit, deadline)
+        except BaseException:
+            options.set_buffer(self, _stdlib.SO_SNDBUF, send_buffer)
+            self._used_up = self._has_peer()
+            raise
+        self._pending = Pending(
+            Address(own_view(wanted.vm_id), own_id), wanted, send_buffer, deadline + ANSWER_GRACE_SECONDS
+        )
+        guards.guard_connecting(self)
+
+    def _send_request(self, request: Request, timeout: float | None, limit: float | None, deadline: float) -> None:
         if timeout != 0:
             super().settimeout(0)
         try:
             while True:
                 try:
                     client.start_connect(super().connect, super().send, self._folder(), request)
-                    break
+                    return
                 except OSError as error:
-                    if error.errno != errno.ENOBUFS or timeout == 0 or time.monotonic() > deadline:
+                    if error.errno != errno.ENOBUFS or timeout == 0:
                         raise
+                now = time.monotonic()
+                if limit is not None and now >= limit:
+                    raise TimeoutError("timed out")
+                if now >= deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "the broker's queue was full until the connect time-out")
                 time.sleep(RETRY_SECONDS)
-        except BaseException:
-            super().setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDBUF, send_buffer // 2)
-            raise
         finally:
             if timeout != 0:
                 super().settimeout(timeout)
-        self._pending = _Pending(Address(own_vm, own_id), wanted, send_buffer, deadline)
-        if timeout == 0:
-            self._guard_pending()
 
-    def _poll(self, seconds: float = 0.0) -> int | None:
-        """The events of a pending connect that is settled, or None while it is not."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
-        for _, events in poll.poll(seconds * 1000):
-            return events
-        return None
+    def _look(self, seconds: float = 0.0) -> bool:
+        """Whether no connect is pending any more; waits for up to `seconds`."""
+        if self._pending is not None:
+            self._check_open()
+            events = connecting.settled(self.fileno(), seconds)
+            if events is None:
+                return False
+            self._finish(events)
+        return True
 
-    def _settle(self, timeout: float | None) -> None:
+    def _wait(self, timeout: float | None) -> None:
         """Wait until the pending connect is settled, `timeout` seconds at most (None: by its deadline).
 
         Raises:
-            OSError: the refusal; TimeoutError: `timeout` is over, and the connect is still pending.
+            TimeoutError: `timeout` is over, and the connect is still pending.
         """
         pending = self._pending
-        assert pending is not None
-        now = time.monotonic()
-        patience = max(0.0, pending.deadline - now)
-        events = self._poll(patience if timeout is None else min(timeout, patience))
-        if events is None:
-            if time.monotonic() < pending.deadline:
-                self._guard_pending()
-                raise TimeoutError("timed out")
-            self._forget_pending()
-            self._refused = True
-            raise TimeoutError(errno.ETIMEDOUT, "the broker did not answer")
-        self._complete(pending, events)
+        if pending is None:
+            return
+        patience = max(0.0, pending.deadline - time.monotonic())
+        if self._look(patience if timeout is None else min(timeout, patience)):
+            return
+        if timeout is not None and timeout < patience:
+            raise TimeoutError("timed out")
+        self._finish(select.POLLERR, OSError(errno.ETIMEDOUT, "the broker did not answer"))
+        super().shutdown(_stdlib.SHUT_RDWR)  # should it go on, nobody gets half a connection
 
-    def _complete(self, pending: _Pending, events: int) -> None:
-        self._forget_pending()
-        if events & select.POLLERR:  # closed with the request unread
-            self._refused = True
-            raise self._refusal()
-        self._own, self._peer = pending.own, pending.peer
+    def _finish(self, events: int, failure: OSError | None = None) -> None:
+        """The pending connect is settled: the send buffer gets its size back, and the guards go or bite."""
+        pending = self._pending
+        if pending is None:
+            return
+        with pending.lock:
+            if self._pending is None:  # another thread was faster
+                return
+            options.set_buffer(self, _stdlib.SO_SNDBUF, pending.send_buffer)
+            if events & select.POLLERR:  # closed with the request unread
+                self._used_up = True
+                self._failure = failure or connecting.refusal(self)
+            else:
+                self._own, self._peer, self._connected = pending.own, pending.peer, True
+                guards.lift(self)
+                if self._kind == _stdlib.SOCK_SEQPACKET:
+                    guards.guard_messages(self)
+            self._pending = None
 
-    def _refusal(self) -> OSError:
-        """The error that the broker wrote before it closed."""
-        lost = OSError(errno.ECONNREFUSED, "the broker ended while the connect was pending")
-        try:
-            data = _stdlib.socket.recv(
-                self, messages.REPLY_HEADER_BYTES + messages.MAX_REFUSAL_BYTES, _stdlib.MSG_DONTWAIT
-            )
-        except OSError:
-            return lost
-        try:
-            code, _ = messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])
-        except ProtocolError:
-            return lost
-        return OSError(code, Reply(code, data[messages.REPLY_HEADER_BYTES :]).text)
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
-    def _pending_error(self) -> int:
-        """SO_ERROR of a pending connect: 0 while it is pending and when it is connected."""
-        assert self._pending is not None
-        events = self._poll()
-        if events is None:
-            return 0
-        try:
-            self._complete(self._pending, events)
-        except OSError as error:
-            return error.errno or errno.ECONNREFUSED
-        return 0
+    def _require_connection(self) -> None:
+        """Wait for a pending connect as long as the socket's time-out says.
 
-    # -- guards: methods that stand before the standard ones for a time
+        Raises:
+            OSError: why it failed, the first time; then ENOTCONN. BlockingIOError, TimeoutError: pending.
+        """
+        self._check_open()
+        timeout = self.gettimeout()
+        if timeout != 0:
+            self._wait(timeout)
+        elif not self._look():
+            raise BlockingIOError(errno.EAGAIN, "the connect is pending")
+        self._raise_failure()
+        if not self._connected:
+            raise _not_connected()
 
-    def _guard_pending(self) -> None:
-        me = weakref.ref(self)
-        for name in _GUARDED:
-            self.__dict__[name] = functools.partial(_when_settled, me, name)
+    # -- data: what differs from the standard methods
 
-    def _forget_pending(self) -> None:
-        """The connect is settled, either way: give the send buffer its size back and lift the guards."""
-        if self._pending is not None:
-            super().setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDBUF, self._pending.send_buffer // 2)
-        self._pending = None
-        for name in _GUARDED:
-            self.__dict__.pop(name, None)
-        if self.type == _stdlib.SOCK_SEQPACKET:
-            self._guard_messages()
+    def shutdown(self, how: int, /) -> None:
+        """End sending, receiving or both; on a listener, end an accept that waits.
 
-    def _guard_messages(self) -> None:
-        me = weakref.ref(self)
-        for name in ("send", "sendall", "sendmsg"):
-            self.__dict__[name] = functools.partial(_send_message, me, name)
+        Raises:
+            OSError: ENOTCONN: neither connected nor listening, or the connect is pending.
+        """
+        self._look()
+        if not self._connected and not super().getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
+            raise _not_connected()
+        super().shutdown(how)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
+        """As recv, with the peer's address."""
+        return self.recv(bufsize, flags), self._peer
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Address | None]:
+        """As recv_into, with the peer's address."""
+        return self.recv_into(buffer, nbytes, flags), self._peer
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        """As send; the address is looked at and has no meaning, as with any connected stream."""
+        if not 1 <= len(flags_and_address) <= 2:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(flags_and_address)} given)")
+        *flags, address = flags_and_address
+        parse_sockaddr(address, "sendto")
+        return self.send(data, *flags)
 
     # -- options
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> Any:
         """As the standard one, and the HVSOCKET_* options at level HV_PROTOCOL_RAW (ULONG)."""
-        if isinstance(level, ProtocolLevel) or isinstance(optname, HvsocketOption):
+        if options.is_hyperv(level, optname):
             self._check_open()
-            option = _option(optname)
-            default = HVSOCKET_CONNECT_TIMEOUT_DEFAULT if option == HVSOCKET_CONNECT_TIMEOUT else 0
-            value = self._options.get(option, default)
-            return value if buflen is None else _ULONG.pack(value)[:buflen]
-        if self._pending is not None and (level, optname) == (_stdlib.SOL_SOCKET, _stdlib.SO_ERROR):
-            return self._pending_error()
+            return options.get(self._options, optname, buflen)
+        if level == _stdlib.SOL_SOCKET:
+            if optname == _stdlib.SO_ERROR:
+                self._look()
+                if self._pending is not None:
+                    return options.as_asked(0, buflen)
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    return options.as_asked(failure.errno or errno.ECONNREFUSED, buflen)
+            elif optname == _stdlib.SO_SNDBUF and not self._look():
+                assert self._pending is not None
+                return options.as_asked(self._pending.send_buffer, buflen)
         return super().getsockopt(level, optname) if buflen is None else super().getsockopt(level, optname, buflen)
 
     def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
         """As the standard one, and the HVSOCKET_* options at level HV_PROTOCOL_RAW.
 
         They count for the connects and binds after. HVSOCKET_CONNECT_TIMEOUT is in milliseconds; 0 is
-        the default of 2,000, and over 300,000 is EINVAL.
+        the default of 2,000, and over 300,000 is EINVAL. Buffer sizes of a listener are those of what it
+        accepts.
         """
-        if isinstance(level, ProtocolLevel) or isinstance(optname, HvsocketOption):
+        if options.is_hyperv(level, optname):
             self._check_open()
-            option, number = _option(optname), _ulong(value)
-            if option == HVSOCKET_CONNECT_TIMEOUT and number > HVSOCKET_CONNECT_TIMEOUT_MAX:
-                raise OSError(
-                    errno.EINVAL, f"HVSOCKET_CONNECT_TIMEOUT is at most {HVSOCKET_CONNECT_TIMEOUT_MAX} ms"
-                )
+            option, number = options.checked(optname, value)
             self._options[option] = number
+            return
+        if level == _stdlib.SOL_SOCKET and optname in _BUFFERS:
+            if optname in _SEND_BUFFER and not self._look():
+                assert self._pending is not None
+                self._pending.send_buffer = options.would_be(optname, value)
+            else:
+                super().setsockopt(level, optname, value)
+            self._buffers[optname] = value
         elif optlen is None:
             super().setsockopt(level, optname, value)
         else:
@@ -409,10 +468,11 @@ class socket(_stdlib.socket):
     def detach(self) -> int:
         """Give the descriptor away; the caller owns it.
 
-        Settle a pending connect first: this object restores the send buffer when it learns the outcome.
+        Raises:
+            OSError: EINPROGRESS: a connect is pending, and only this object can tell how it ends.
         """
-        if self._pending is not None:
-            self._pending_error()
+        if self.fileno() >= 0:
+            self._require_settled()
         return super().detach()
 
     def dup(self) -> Self:
@@ -421,101 +481,63 @@ class socket(_stdlib.socket):
         Raises:
             OSError: EINPROGRESS: a connect is pending; EMFILE; EBADF.
         """
-        if self._pending is not None:
-            self._pending_error()
-            if self._pending is not None:
-                raise OSError(errno.EINPROGRESS, "a connect is pending; duplicate the socket when it is settled")
+        self._require_settled()
         descriptor = _stdlib.dup(self.fileno())
-        twin = self.__class__(fileno=descriptor, partition=self._partition)
+        twin = self.__class__(AF_HYPERV, self._kind, HV_PROTOCOL_RAW, fileno=descriptor)
         twin.settimeout(self.gettimeout())
-        twin._own, twin._peer, twin._listener_id = self._own, self._peer, self._listener_id
-        twin._options = dict(self._options)
+        twin._share(self._shared())
         return twin
 
-    def _renew(self) -> None:
-        """Put a fresh socket under the descriptor: after a refusal the kernel's own cannot connect again."""
-        with _stdlib.socket(_stdlib.AF_UNIX, self.type) as fresh:
-            self._replace(fresh.fileno())
-        self._refused = False
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sharing.reduce(self)
 
-    def _replace(self, descriptor: int) -> None:
-        """Put the socket of `descriptor` under the own descriptor, with its settings."""
-        sizes = {
-            option: super(socket, self).getsockopt(_stdlib.SOL_SOCKET, option)
-            for option in (_stdlib.SO_SNDBUF, _stdlib.SO_RCVBUF)
-        }
-        os.dup2(descriptor, self.fileno(), inheritable=self.get_inheritable())
-        for option, size in sizes.items():
-            if super().getsockopt(_stdlib.SOL_SOCKET, option) != size:
-                super().setsockopt(_stdlib.SOL_SOCKET, option, size // 2)
-        super().settimeout(self.gettimeout())
+    def _shared(self) -> dict[str, Any]:
+        """What another object for the same socket has to know."""
+        shared = {name: self.__dict__[name] for name in _SHARED}
+        return {**shared, "_options": dict(self._options), "_buffers": dict(self._buffers)}
+
+    def _share(self, shared: dict[str, Any]) -> None:
+        self.__dict__.update(shared)
+
+    def _require_settled(self) -> None:
+        self._check_open()
+        if not self._look():
+            raise OSError(errno.EINPROGRESS, "a connect is pending; wait until it is settled")
+
+    def _renew(self) -> None:
+        """Put a fresh socket under the descriptor: one that was connected once cannot be again."""
+        with _stdlib.socket(_stdlib.AF_UNIX, self._kind) as fresh:
+            self._replace(fresh)
+        self._own = self._listener_id = None
+        if self._bound_as is not None:
+            self._bind(self._bound_as)
+        self._used_up = False
+
+    def _replace(self, other: _stdlib.socket) -> None:
+        """Put the socket of `other` under the own descriptor, with its settings."""
+        options.copy_settings(self, other)
+        os.dup2(other.fileno(), self.fileno(), inheritable=self.get_inheritable())
 
     # -- small things
 
+    def _has_peer(self) -> bool:
+        """Whether the kernel's socket is connected to another, be it a broker's."""
+        try:
+            super().getpeername()
+        except OSError:
+            return False
+        return True
+
     def _folder(self) -> str:
         return self._partition or paths.partition_folder()
-
-    def _flags(self) -> Flag:
-        flags = Flag.NONE
-        for option, flag in _FLAGS.items():
-            if self._options.get(option):
-                flags |= flag
-        return flags
 
     def _check_open(self) -> None:
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
-def _when_settled(me: weakref.ref[socket], name: str, /, *args: Any, **keywords: Any) -> Any:
-    """Guard of a socket whose connect is pending: call the method once it is settled."""
-    sock = me()
-    assert sock is not None, "a method is called on an object that lives"
-    if sock._pending is not None:
-        if sock.fileno() >= 0 and sock._poll() is None and sock.gettimeout() == 0:
-            raise BlockingIOError(errno.EAGAIN, "the connect is pending")
-        sock._check_open()
-        sock._settle(sock.gettimeout())
-    return getattr(sock, name)(*args, **keywords)
+socket.__module__ = "hvsock"  # where programs find it; repr and pickle say so
 
 
-def _send_message(me: weakref.ref[socket], name: str, data: Any, /, *args: Any) -> Any:
-    """Guard of a SOCK_SEQPACKET socket: messages have 1 byte to 128 KiB."""
-    sock = me()
-    assert sock is not None, "a method is called on an object that lives"
-    parts = data if name == "sendmsg" else [data]
-    length = sum(memoryview(part).nbytes for part in parts)
-    if length == 0:
-        raise OSError(errno.EINVAL, "a message has at least one byte")
-    if length > MAX_SEQPACKET_BYTES:
-        raise OSError(errno.EMSGSIZE, f"a message has at most {MAX_SEQPACKET_BYTES} bytes, not {length}")
-    return getattr(_stdlib.socket, name)(sock, parts if name == "sendmsg" else data, *args)
-
-
-def _check_arguments(family: int, type_: int, proto: int) -> None:
-    if family != AF_HYPERV:
-        raise OSError(errno.EAFNOSUPPORT, "hvsock makes AF_HYPERV sockets; others are in the socket module")
-    if proto != HV_PROTOCOL_RAW:
-        raise OSError(errno.EPROTOTYPE, f"unsupported AF_HYPERV protocol: {proto}")
-    if type_ & ~(_stdlib.SOCK_NONBLOCK | _stdlib.SOCK_CLOEXEC) not in _TYPES:
-        raise OSError(errno.ESOCKTNOSUPPORT, "AF_HYPERV has SOCK_STREAM, and here SOCK_SEQPACKET too")
-
-
-def _option(optname: int) -> HvsocketOption:
-    try:
-        return HvsocketOption(optname)
-    except ValueError:
-        _no_option(optname)
-
-
-def _no_option(optname: int) -> NoReturn:
-    raise OSError(errno.ENOPROTOOPT, f"HV_PROTOCOL_RAW has no option {optname}")
-
-
-def _ulong(value: object) -> int:
-    if isinstance(value, (bytes, bytearray, memoryview)) and len(value) == _ULONG.size:
-        number: int = _ULONG.unpack(value)[0]
-        return number
-    if isinstance(value, int) and 0 <= value < 1 << 32:
-        return value
-    raise OSError(errno.EINVAL, "options of HV_PROTOCOL_RAW are ULONG: an integer from 0, or its 4 bytes")
+def _not_connected() -> OSError:
+    return OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))

@@ -4,9 +4,11 @@
 - :mod:`.server`: `hvsock up`: one broker as a process, with signals and sd_notify.
 - :mod:`.reactor`: readiness and timers, on one epoll.
 - :mod:`.folder`: the fabric's folder: its lock, its modes, the partitions' folders.
-- :mod:`.listeners`: the bound sockets, found again after a restart.
-- :mod:`.clients`: what comes in at the control sockets.
-- :mod:`.handover`: how a connection gets to its listener.
-- :mod:`.calls`: the methods of management.
+- :mod:`.services`: the registry as the broker sees it.
+- :mod:`.gates`, :mod:`.clients`: what comes in at the control sockets, and how much of it.
+- :mod:`.binding`, :mod:`.listeners`: the bound sockets, found again after a restart.
+- :mod:`.handover`, :mod:`.waiting`: how a connection gets to its listener, and where it waits for room.
+- :mod:`.calls`, :mod:`.refusals`: the methods of management, and what a refused caller is told.
 - :mod:`.counters`, :mod:`.connections`, :mod:`.liveness`: what happened, and what is alive.
+- :mod:`.quota`: what partitions share.
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hvsock.addresses import HV_GUID_LOOPBACK, SERVICE_WILDCARD, Address, ServiceId
 from hvsock.fabric import messages
@@ -14,6 +15,8 @@ from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.matching import may_bind
 from hvsock.topology.partitions import Partition
 
+from .listeners import TYPES
+
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux: it passes descriptors over AF_UNIX")
 
@@ -21,72 +24,91 @@ if TYPE_CHECKING:
     from .broker import Broker
     from .clients import Client
 
-MAX_LISTENERS_PER_PARTITION: Final = 16_384
-"""Bound sockets in one partition: as many as the registry holds services. Each is two files of the broker."""
-_TYPES: Final = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 
-
-def bind(broker: Broker, client: Client, partition: Partition, request: Request, address: Address) -> None:
+def bind(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
     """Make the bound socket and send it to the client, or refuse."""
-    address = Address(address.vm_id, broker.real_service(address.service_id))
-    refusal = _verdict(broker, client, partition, request, address)
+    assert request.address is not None, "a bind has an address"
+    rules = broker.rules
+    address = Address(request.address.vm_id, broker.services.real(request.address.service_id))
+    refusal = (
+        _bad_type(request)
+        or (
+            _fresh_id_refusal(broker, partition, address)
+            if address.service_id == SERVICE_WILDCARD
+            else rules.bind(partition, address.vm_id, address.service_id, client.subject)
+        )
+        or _taken(broker, partition, address)
+    )
+    if refusal is None:
+        if address.service_id == SERVICE_WILDCARD:
+            address = Address(address.vm_id, ServiceId.new())
+        refusal = _make(broker, client, partition, request.type, address)
     if refusal is not None:
         broker.counters.ended(broker.row_of(address.service_id), refusal.reason)
-        client.refuse(refusal.errno, refusal.text)
-        return
-    if address.service_id == SERVICE_WILDCARD:
-        address = Address(address.vm_id, ServiceId.new())
-    pid, uid, _ = client.credentials()
-    try:
-        listener, bound = broker.listeners.bind(partition.id, address, request.type, uid, pid)
-    except OSError as error:
-        client.refuse(errno.ENOBUFS, f"the broker cannot make a socket: {error.strerror}")
-        return
-    reply = Reply(0, messages.pack_binding(listener.id, address.service_id))
-    with bound:
-        try:
-            # 48 bytes into an empty buffer: sent whole, or the client is gone
-            socket.send_fds(client.sock, [reply.pack()], [bound.fileno()], socket.MSG_DONTWAIT)
-        except OSError:
-            broker.listeners.remove(listener)
-    client.drop()
-
-
-def _verdict(
-    broker: Broker, client: Client, partition: Partition, request: Request, address: Address
-) -> Refusal | None:
-    if request.type not in _TYPES:
-        return Refusal(errno.EINVAL, Reason.BAD_REQUEST, f"no socket type {request.type}")
-    # a fresh id is nobody's service: any address will do, and loopback alone reaches it on the host
-    wanted = address.vm_id if address.service_id != SERVICE_WILDCARD else HV_GUID_LOOPBACK
-    if address.service_id == SERVICE_WILDCARD and not may_bind(broker.tree, partition, address.vm_id):
-        wanted = address.vm_id
-    refusal = broker.rules.bind(partition, wanted, address.service_id, client.subject)
-    if refusal is not None:
-        return refusal
-    if address.service_id != SERVICE_WILDCARD and broker.listeners.in_use(partition.id, address):
-        text = f"{address} is bound in {partition.name!r} already"
-        return Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
-    if broker.listeners.per_partition[partition.id] >= MAX_LISTENERS_PER_PARTITION:
-        broker.listeners.sweep()
-        if broker.listeners.per_partition[partition.id] >= MAX_LISTENERS_PER_PARTITION:
-            text = f"{partition.name!r} has {MAX_LISTENERS_PER_PARTITION} bound sockets already"
-            return Refusal(errno.ENOBUFS, Reason.LIMIT, text)
-    return None
+        client.refuse(refusal)
 
 
 def listen(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
     """Let connects reach a bound socket from now on, or refuse."""
     listener = broker.listeners.get(request.token)
     if listener is None or listener.partition != partition.id:
-        client.refuse(
-            errno.EINVAL, "the socket's binding is gone: its partition or the fabric was removed; bind again"
-        )
+        text = "the socket's binding is gone: its partition or the fabric was removed; bind again"
+        client.refuse(Refusal(errno.EINVAL, Reason.BAD_REQUEST, text))
         return
     refusal = broker.rules.listen(partition, listener.vm_id, listener.service_id)
-    if refusal is not None:
+    if refusal is None:
+        try:
+            broker.listeners.mark_listening(listener)
+        except OSError as error:
+            refusal = _short(error)
+    if refusal is None:
+        client.answer(Reply(0))
+    else:
         broker.counters.ended(broker.row_of(listener.service_id), refusal.reason)
-        client.refuse(refusal.errno, refusal.text)
-        return
-    broker.listeners.mark_listening(listener)
-    client.answer(Reply(0))
+        client.refuse(refusal)
+
+
+def _make(broker: Broker, client: Client, partition: Partition, type_: int, address: Address) -> Refusal | None:
+    pid, uid, _ = client.credentials()
+    try:
+        listener, bound = broker.listeners.bind(partition.id, address, type_, uid, pid)
+    except OSError as error:
+        return _short(error)
+    reply = Reply(0, messages.pack_binding(listener.id, address.service_id))
+    with bound:
+        try:
+            # 44 bytes into an empty buffer: sent whole, or not at all
+            socket.send_fds(client.sock, [reply.pack()], [bound.fileno()], socket.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionResetError):
+            broker.listeners.remove(listener)  # the client is gone
+        except OSError as error:
+            broker.listeners.remove(listener)
+            return _short(error)
+    client.drop()
+    return None
+
+
+def _bad_type(request: Request) -> Refusal | None:
+    if request.type in TYPES:
+        return None
+    return Refusal(errno.EINVAL, Reason.BAD_REQUEST, f"no socket type {request.type}")
+
+
+def _fresh_id_refusal(broker: Broker, partition: Partition, address: Address) -> Refusal | None:
+    """A fresh id is nobody's service: any address will do, and on the host loopback alone reaches it."""
+    wanted = HV_GUID_LOOPBACK if may_bind(broker.tree, partition, address.vm_id) else address.vm_id
+    return broker.rules.bind(partition, wanted, address.service_id, None)
+
+
+def _taken(broker: Broker, partition: Partition, address: Address) -> Refusal | None:
+    if address.service_id != SERVICE_WILDCARD and broker.listeners.in_use(partition.id, address):
+        return Refusal(errno.EADDRINUSE, Reason.IN_USE, f"{address} is bound in {partition.name!r} already")
+    if not broker.listeners.has_room(partition.id):
+        text = f"{partition.name!r} has as many bound sockets as it may have; close some first"
+        return Refusal(errno.ENOBUFS, Reason.LIMIT, text)
+    return None
+
+
+def _short(error: OSError) -> Refusal:
+    why = os.strerror(error.errno or errno.EIO)
+    return Refusal(errno.ENOBUFS, Reason.LIMIT, f"the broker is short of something: {why}")

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 import socket
 import sys
-from collections import Counter
 from typing import Final
 
-from hvsock.addresses import ServiceId, VmId
-from hvsock.errors import UsageError
-from hvsock.fabric import paths
-from hvsock.registry.store import Registry
-from hvsock.topology.access import Owner, Service
+from hvsock.addresses import SERVICE_WILDCARD, ServiceId
+from hvsock.errors import HvsockError, UsageError
+from hvsock.topology.access import Owner
 from hvsock.topology.decision import Rules
-from hvsock.topology.partitions import Partition
+from hvsock.topology.partitions import Kind, Partition
 
-from .clients import MAX_CLIENTS_PER_PARTITION, REQUEST_SECONDS, Client, Gate
+from .clients import MAX_REPLIES_BYTES, Deadlines
 from .connections import Connections
 from .counters import Counters
-from .folder import FabricFolder, control_socket
+from .folder import SOCKET_TYPES, FabricFolder
+from .gates import Gates
 from .handover import MAX_UNDELIVERED_PER_PARTITION, Delivery
 from .listeners import Listener, Listeners
-from .liveness import live_socket_inodes
-from .reactor import Clock, Reactor, Timer
+from .quota import Quota
+from .reactor import Clock, Reactor
+from .services import Services
+from .waiting import WaitingRoom
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
@@ -34,50 +35,64 @@ log = logging.getLogger(__name__)
 
 MAX_PARTITIONS: Final = 4096
 """Partitions of one fabric: four times the 1,024 VMs that a Hyper-V host runs. Each takes two descriptors."""
-DESCRIPTOR_SHARE: Final = 8
-"""One partition may hold up to this fraction (1/8) of the broker's descriptors with its requests."""
+PARTITIONS_SHARE: Final = 8
+"""There are at most this fraction (1/8) of the broker's descriptors as many partitions, which take 1/4 of them."""
+CLIENTS_SHARE: Final = 3
+"""All clients together have up to this fraction (1/3) of the broker's descriptors."""
+UNDELIVERED_SHARE: Final = 4
+"""Connections that nobody accepted yet have up to this fraction (1/4) of the broker's descriptors."""
+IDLE_CHECK_SECONDS: Final = 0.01
+"""Pause between two looks, while the broker stops, at whether requests are still under way."""
 
 
 class Broker:
     """One fabric's control process, or thread.
 
     Args:
-        folder: the fabric's folder, locked for this broker, which closes it.
+        folder: the fabric's folder, locked for this broker, which closes it (not when this raises).
         clock: seconds, never going back.
 
     Raises:
         StateError: a file of the fabric cannot be used.
-        OSError: a control socket cannot be made.
+        OSError: a control socket of the host cannot be made.
     """
 
     def __init__(self, folder: FabricFolder, *, clock: Clock | None = None) -> None:
         self.folder = folder
-        self.reactor = Reactor() if clock is None else Reactor(clock)
-        self.started = self.reactor.clock()
         self.tree = folder.load_tree()
-        self.registry = Registry(folder.registry)
-        self.listeners = Listeners(folder.listeners)
-        self.counters = Counters(folder.state("counters"))
-        self.connections = Connections(folder.state("connections"), live_socket_inodes)
-        self.gates: dict[VmId, Gate] = {}
-        self.undelivered: Counter[VmId] = Counter()
-        self.deliveries: set[Delivery] = set()
         self.bad_requests = 0
-        self._expected: dict[Client, float] = {}
-        self._expiry: Timer | None = None
-        self._services: dict[ServiceId, Service] = {}
-        self._aliases: dict[ServiceId, ServiceId] = {}
-        self._registry_version: int | None = None
-        self._rules: Rules[Listener] = Rules(
-            self.tree, self._services, self.listeners.by_key, Owner(os.geteuid(), folder.admin_gid)
-        )
+        self.deliveries: set[Delivery] = set()
+        host = self.tree.host.id
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.max_clients = min(MAX_CLIENTS_PER_PARTITION, max(1, descriptors // DESCRIPTOR_SHARE))
-        self.max_undelivered = min(MAX_UNDELIVERED_PER_PARTITION, max(1, descriptors // DESCRIPTOR_SHARE))
-        folder.save_tree(self.tree)
-        folder.remove_stale_partitions(self.tree)
-        for partition in self.tree:
-            self._open_gate(partition, None)
+        self.max_partitions = max(1, min(MAX_PARTITIONS, descriptors // PARTITIONS_SHARE))
+        self.undelivered = Quota(host, descriptors // UNDELIVERED_SHARE, MAX_UNDELIVERED_PER_PARTITION)
+        self.replies = Quota(host, MAX_REPLIES_BYTES, MAX_REPLIES_BYTES)
+        with contextlib.ExitStack() as undo:
+            self.reactor = Reactor() if clock is None else Reactor(clock)
+            undo.callback(self.reactor.close)
+            self.started = self.reactor.clock()
+            self.deadlines = Deadlines(self)
+            self.waiting = WaitingRoom(self.reactor)
+            self.services = Services(folder.registry)
+            undo.callback(self.services.close)
+            self.listeners = Listeners(folder.listeners, self.tree)
+            undo.callback(self.listeners.close)
+            self.counters = Counters(folder.state("counters"))
+            undo.callback(self.counters.close)
+            self.connections = Connections(folder.state("connections"))
+            undo.callback(self.connections.close)
+            for row in self.connections.recovered:
+                self.counters.accepted(row, 0.0)
+            self._rules: Rules[Listener] = Rules(
+                self.tree, self.services.by_id, self.listeners.by_key, Owner(os.geteuid(), folder.admin_gid)
+            )
+            folder.save_tree(self.tree)
+            folder.remove_stale_partitions(self.tree)
+            self.gates = Gates(self, descriptors // CLIENTS_SHARE)
+            undo.callback(self.gates.close)
+            for partition in self.tree:
+                self._reopen(partition)
+            undo.pop_all()
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
@@ -92,15 +107,16 @@ class Broker:
 
         To be called in the reactor's thread. Established connections have nothing to do with it.
         """
-        for gate in self.gates.values():
-            gate.close()
         self._remove_control_sockets()
+        for gate in self.gates:
+            gate.drain()
+        self.gates.close()
         self.reactor.after(grace_seconds, self.reactor.stop)
         self._stop_when_idle()
 
     def _stop_when_idle(self) -> None:
-        if any(gate.clients for gate in self.gates.values()):
-            self.reactor.after(_IDLE_CHECK_SECONDS, self._stop_when_idle)
+        if self.gates.clients():
+            self.reactor.after(IDLE_CHECK_SECONDS, self._stop_when_idle)
         else:
             self.reactor.stop()
 
@@ -108,58 +124,48 @@ class Broker:
         """Close every descriptor of the broker and let go of the folder; listeners and connections live on."""
         self._remove_control_sockets()
         self.close_descriptors()
-        self.registry.close()
+        self.services.close()
         self.counters.close()
         self.connections.close()
 
     def close_descriptors(self) -> None:
-        """Close sockets and the reactor, and touch nothing else: what a forked child has to do."""
-        for gate in self.gates.values():
-            gate.close()
-            for client in list(gate.clients):
-                client.sock.close()
+        """Close sockets and the reactor, and touch nothing else: what a forked child has to do.
+
+        The reactor goes first: its epoll is the parent's too, and must not be told to forget anything.
+        """
+        self.reactor.close()
+        clients = self.gates.clients()
+        self.gates.close()
+        for client in clients:
+            client.sock.close()
         for delivery in list(self.deliveries):
             delivery.close()
-        self.reactor.close()
+        self.listeners.close()
         self.folder.close()
 
     def _remove_control_sockets(self) -> None:
         for partition in self.tree:
-            for name in (paths.STREAM_SOCKET, paths.SEQPACKET_SOCKET):
-                try:
-                    os.unlink(os.path.join(self.folder.partition(partition), name))
-                except OSError:
-                    continue  # gone already, or its folder is
+            self.folder.remove_control_sockets(partition)
 
     # -- the rules, over the registry as it is now
 
+    def look(self) -> None:
+        """See what any process has changed in the registry."""
+        self._rules.services = self.services.look(self.reactor.clock())
+
     @property
     def rules(self) -> Rules[Listener]:
-        """The rules; changes of the registry by any process count from the next look on."""
-        self._refresh()
+        """The rules, over the registry as it is now."""
+        self.look()
         return self._rules
-
-    def real_service(self, service_id: ServiceId) -> ServiceId:
-        """The service that a ServiceId means: a port alias of the template stands for its service."""
-        self._refresh()
-        return self._aliases.get(service_id, service_id)
 
     def row_of(self, service_id: ServiceId) -> int:
         """The counter row of a service; services that are not registered share one."""
-        self._refresh()
-        return self.counters.row_of(service_id if service_id in self._services else _NO_SERVICE)
+        return self.counters.row_of(service_id if service_id in self.services.by_id else SERVICE_WILDCARD)
 
-    def _refresh(self) -> None:
-        version = self.registry.version()
-        if version == self._registry_version:
-            return
-        self._registry_version = version
-        entries = self.registry.entries()
-        self._services = {entry.id: entry.service() for entry in entries}
-        self._aliases = {
-            ServiceId.from_port(entry.port_alias): entry.id for entry in entries if entry.port_alias is not None
-        }
-        self._rules.services = self._services
+    def count_bad_request(self) -> None:
+        """Count a client that broke the protocol."""
+        self.bad_requests += 1
 
     # -- partitions
 
@@ -168,77 +174,62 @@ class Broker:
 
         Raises:
             UsageError: the fabric is full, or the tree refuses it; nothing was made.
+            HvsockError: its folder or its sockets cannot be made; nothing is left of it.
         """
-        if len(self.tree) >= MAX_PARTITIONS:
-            raise UsageError(f"this fabric has {MAX_PARTITIONS} partitions already; remove some first")
+        if len(self.tree) >= self.max_partitions:
+            raise UsageError(
+                f"this fabric has {self.max_partitions} partitions, the most that it may have; remove some first"
+            )
         self.tree.add(partition)
         try:
-            self._open_gate(partition, owner_uid)
+            self.folder.make_partition(partition, owner_uid)
+            self._open_gate(partition)
             self.folder.save_tree(self.tree)
-        except OSError as error:
-            self._close_gate(partition)
+        except BaseException as error:
+            self.gates.remove(partition)
             self.tree.remove(partition)
             self.folder.remove_partition(partition)
-            raise UsageError(f"the partition cannot be made: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise HvsockError(f"the partition cannot be made: {error.strerror}") from error
+            raise
 
     def remove_partition(self, partition: Partition) -> None:
         """Remove a partition: its folder, its listeners, its pending requests and its services' settings.
 
         Raises:
             UsageError: it is the host, or partitions run in it; nothing was changed.
+            HvsockError: that cannot be written down; nothing was changed.
         """
         self.tree.remove(partition)
-        self.folder.save_tree(self.tree)
-        self._close_gate(partition)
+        try:
+            self.folder.save_tree(self.tree)
+        except OSError as error:
+            self.tree.add(partition)
+            raise HvsockError(f"the partition cannot be removed: {error.strerror}") from error
+        self.gates.remove(partition)
         for listener in [one for one in self.listeners if one.partition == partition.id]:
             self.listeners.remove(listener)
+            self.waiting.wake(listener)
         self.folder.remove_partition(partition)
-        self.registry.forget_vm(partition.id)
+        self.services.forget_vm(partition.id)
 
-    def _open_gate(self, partition: Partition, owner_uid: int | None) -> None:
-        folder = self.folder.make_partition(partition, owner_uid)
-        sockets = [control_socket(folder, paths.STREAM_SOCKET, socket.SOCK_STREAM)]
+    def _reopen(self, partition: Partition) -> None:
+        """Open a partition that was there before; if its folder's owner has spoilt it, that harms it alone."""
         try:
-            sockets.append(control_socket(folder, paths.SEQPACKET_SOCKET, socket.SOCK_SEQPACKET))
+            self.folder.renew_partition(partition)
+            self._open_gate(partition)
+        except OSError as error:
+            if partition.kind is Kind.HOST:
+                raise
+            log.error("the partition %r cannot be reached: %s", partition.name, error)
+
+    def _open_gate(self, partition: Partition) -> None:
+        sockets: list[socket.socket] = []
+        try:
+            for name, type_ in SOCKET_TYPES.items():
+                sockets.append(self.folder.control_socket(partition, name, type_))
         except BaseException:
-            sockets[0].close()
+            for sock in sockets:
+                sock.close()
             raise
-        self.gates[partition.id] = Gate(self, partition, sockets)
-
-    def _close_gate(self, partition: Partition) -> None:
-        gate = self.gates.pop(partition.id, None)
-        if gate is not None:
-            gate.close()
-            for client in list(gate.clients):
-                client.drop()
-
-    # -- clients that owe something: a request, or taking an answer
-
-    def expect(self, client: Client) -> None:
-        """Drop `client` unless it is done, or unexpected again, within REQUEST_SECONDS."""
-        self._expected[client] = self.reactor.clock() + REQUEST_SECONDS
-        if self._expiry is None:
-            self._expiry = self.reactor.after(REQUEST_SECONDS, self._drop_expired)
-
-    def unexpect(self, client: Client) -> None:
-        """It owes nothing now; calling this twice is fine."""
-        self._expected.pop(client, None)
-
-    def _drop_expired(self) -> None:
-        now = self.reactor.clock()
-        self._expiry = None
-        while self._expected:
-            client, deadline = next(iter(self._expected.items()))
-            if deadline > now:
-                self._expiry = self.reactor.after(deadline - now, self._drop_expired)
-                return
-            self.count_bad_request()
-            client.drop()
-
-    def count_bad_request(self) -> None:
-        """Count a client that broke the protocol."""
-        self.bad_requests += 1
-
-
-_NO_SERVICE: Final = ServiceId("00000000-0000-0000-0000-000000000000")
-_IDLE_CHECK_SECONDS: Final = 0.01
+        self.gates.add(partition, sockets)

@@ -11,15 +11,18 @@ import json
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from hvsock.addresses import SERVICE_WILDCARD, VmId, describe_vm_id, parse_service_id, parse_vm_id
+from hvsock.addresses import SERVICE_WILDCARD, ServiceId, VmId, describe_vm_id, parse_service_id, parse_vm_id
 from hvsock.errors import HvsockError, NotFoundError, RefusedError, UsageError
 from hvsock.fabric.messages import MAX_REPLY_BYTES, Reply
 from hvsock.topology import decision
 from hvsock.topology.decision import Refusal
-from hvsock.topology.partitions import Kind, Partition
+from hvsock.topology.partitions import MAX_PARTITION_NAME_CHARACTERS, Kind, Partition
+
+from .refusals import text_for
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
     from .clients import Client
 
 Method = Callable[["Broker", "Client", dict[str, Any]], Any]
+
+MAX_UNIX_ID: Final = 0xFFFFFFFE
+"""Largest user id; the one above it means "none" to the kernel."""
+MAX_FAILURE_CHARACTERS: Final = 1000
+"""Longest text of an error; longer ones are cut."""
 
 
 def serve(broker: Broker, client: Client, call: dict[str, Any]) -> Reply:
@@ -48,7 +56,7 @@ def serve(broker: Broker, client: Client, call: dict[str, Any]) -> Reply:
 
 def failure(error: HvsockError) -> Reply:
     """The reply that carries `error` to the caller."""
-    value = {"error": type(error).__name__, "text": str(error)[:1000]}
+    value = {"error": type(error).__name__, "text": str(error)[:MAX_FAILURE_CHARACTERS]}
     return Reply(errno.EINVAL, json.dumps(value, ensure_ascii=False).encode(errors="replace"))
 
 
@@ -66,9 +74,23 @@ def _required(call: dict[str, Any], name: str) -> str:
     return value
 
 
+def _whole(call: dict[str, Any], name: str, most: int) -> int | None:
+    value = call.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most):
+        raise UsageError(f"{name} is a whole number, at most {most}")
+    return value
+
+
+def _group(call: dict[str, Any]) -> str | None:
+    group = _text(call, "group") or None
+    if group is not None and not (group.isprintable() and len(group) <= MAX_PARTITION_NAME_CHARACTERS):
+        raise UsageError(f"a group's name is printable text of at most {MAX_PARTITION_NAME_CHARACTERS} characters")
+    return group
+
+
 def _host_only(client: Client) -> None:
     if client.gate.partition.kind is not Kind.HOST:
-        raise RefusedError(f"only the host may do this, and {client.gate.partition.name!r} is not the host")
+        raise RefusedError("only the host may do this, and this partition is not the host")
 
 
 def _admin_only(broker: Broker, client: Client) -> None:
@@ -122,11 +144,8 @@ def _partition_create(broker: Broker, client: Client, call: dict[str, Any]) -> A
         vm_id = VmId.new() if text is None else VmId(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    owner = call.get("owner")
-    if owner is not None and not isinstance(owner, int):
-        raise UsageError("owner is a user id")
-    partition = Partition(vm_id, _required(call, "name"), Kind(kind), parent.id, _text(call, "group") or None)
-    broker.add_partition(partition, owner)
+    partition = Partition(vm_id, _required(call, "name"), Kind(kind), parent.id, _group(call))
+    broker.add_partition(partition, _whole(call, "owner", MAX_UNIX_ID))
     return _show_partition(broker, partition)
 
 
@@ -160,22 +179,27 @@ def _resolve(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
         if found is None or not related:
             raise NotFoundError(f"no partition is called {vm!r}; see: hvsock partition list")
         vm_id = found.id
-    service_id = None if service is None else broker.registry.find(service).id
+    service_id = None if service is None else broker.services.find(service)
     return {"vm_id": vm_id, "service_id": service_id}
 
 
 def _services(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
     """The services that are registered and enabled, with their port aliases."""
     asking = client.gate.partition
+    broker.look()
     return [
         {"id": entry.id, "name": entry.name, "port_alias": entry.port_alias}
-        for entry in broker.registry.entries()
+        for entry in broker.services.entries()
         if entry.service().settings_for(asking.id).enabled
     ]
 
 
 def _explain(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
-    """Why a connection would work or not, step by step; from another partition than the own: host."""
+    """Why a connection would work or not, step by step; from another partition than the own: host.
+
+    A guest learns what its connect would: the errno and no reason, no step and no name.
+    """
+    rules = broker.rules
     source_text = _text(call, "source")
     source = client.gate.partition if source_text is None else _partition_of(broker, client, source_text)
     vm, service = _required(call, "vm"), _required(call, "service")
@@ -183,22 +207,25 @@ def _explain(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
     request = decision.Request(
         source,
         _partition_of(broker, client, vm).id if vm_id is None else vm_id,
-        broker.real_service(broker.registry.find(service).id if service_id is None else service_id),
-        int(call.get("type") or socket.SOCK_STREAM),
+        broker.services.real(broker.services.find(service) if service_id is None else service_id),
+        _whole(call, "type", MAX_UNIX_ID) or socket.SOCK_STREAM,
         bool(call.get("passthru")),
         client.subject,
     )
-    checks = broker.rules.explain_connect(request)
+    checks = rules.explain_connect(request)
     refusal = checks[-1].refusal
+    on_host = client.gate.partition.kind is Kind.HOST
     return {
-        "source": source.name,
+        "source": source.name if on_host else None,
         "vm_id": request.vm_id,
         "vm": describe_vm_id(request.vm_id),
         "service_id": request.service_id,
         "ok": refusal is None,
-        "error": None if refusal is None else _show_refusal(refusal),
+        "error": None if refusal is None else _show_refusal(client, refusal),
         "checks": [
-            {"question": check.question, "found": check.found, "ok": check.refusal is None} for check in checks
+            {"question": check.question, "found": check.found, "ok": check.refusal is None}
+            for check in checks
+            if on_host
         ],
     }
 
@@ -208,49 +235,64 @@ def _partition_of(broker: Broker, client: Client, text: str) -> Partition:
     return _partition(broker, text)
 
 
-def _show_refusal(refusal: Refusal) -> dict[str, Any]:
-    name = errno.errorcode.get(refusal.errno, str(refusal.errno))
-    return {"errno": refusal.errno, "name": name, "reason": refusal.reason.value, "text": refusal.text}
+def _show_refusal(client: Client, refusal: Refusal) -> dict[str, Any]:
+    partition = client.gate.partition
+    return {
+        "errno": refusal.errno,
+        "name": errno.errorcode.get(refusal.errno, str(refusal.errno)),
+        "reason": refusal.reason.value if partition.kind is Kind.HOST else None,
+        "text": text_for(partition, refusal),
+    }
 
 
 def _status(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
-    """host: what there is and what happened: partitions, services with their counters, listeners."""
+    """host: what there is and what happened: partitions, services with their counters.
+
+    What belongs to services that are not registered, or not any more, is in one row, the last one; the
+    counts of a service that was unregistered come back with it.
+    """
     _host_only(client)
+    broker.look()
     broker.listeners.sweep()
     open_by_row, open_by_partition = broker.connections.sweep()
-    listeners: dict[str, int] = {}
-    bound: dict[str, int] = {}
+    listeners: Counter[ServiceId] = Counter()
+    listening: Counter[VmId] = Counter()
     for listener in broker.listeners:
         if listener.listening:
-            listeners[listener.service_id] = listeners.get(listener.service_id, 0) + 1
-            bound[listener.partition] = bound.get(listener.partition, 0) + 1
-    entries = broker.registry.entries()
-    rows = [(entry.id, entry.name) for entry in entries]
-    registered = {entry.id for entry in entries}
-    unregistered = sum(count for service_id, count in listeners.items() if service_id not in registered)
+            listeners[listener.service_id] += 1
+            listening[listener.partition] += 1
     services = []
-    for service_id, name in [*rows, (SERVICE_WILDCARD, "(not registered)")]:
+    for entry in broker.services.entries():
         services.append(
             {
-                "id": service_id,
-                "name": name,
-                "listeners": unregistered if service_id == SERVICE_WILDCARD else listeners.get(service_id, 0),
-                "open": open_by_row[broker.counters.row_of(service_id)],
-                **broker.counters.report(service_id),
+                "id": entry.id,
+                "name": entry.name,
+                "listeners": listeners.pop(entry.id, 0),
+                "open": open_by_row.pop(broker.counters.row_of(entry.id), 0),
+                **broker.counters.report(entry.id),
             }
         )
+    services.append(
+        {
+            "id": SERVICE_WILDCARD,
+            "name": "(not registered)",
+            "listeners": listeners.total(),
+            "open": open_by_row.total(),
+            **broker.counters.report(SERVICE_WILDCARD),
+        }
+    )
     return {
         "folder": broker.folder.path,
         "pid": os.getpid(),
         "uptime_seconds": round(broker.reactor.clock() - broker.started, 3),
         "transport": "fabric",
-        "connecting": sum(len(gate.clients) for gate in broker.gates.values()) - 1,
+        "connecting": len(broker.gates.clients()) - 1,
         "undelivered": len(broker.deliveries),
         "bad_requests": broker.bad_requests,
         "partitions": [
             {
                 **_show_partition(broker, partition),
-                "listeners": bound.get(partition.id, 0),
+                "listeners": listening[partition.id],
                 "open": open_by_partition[partition.id],
             }
             for partition in broker.tree

@@ -2,109 +2,185 @@
 
 A connection has left the broker once it is established, and ends without a word to it. What is still
 open is what the kernel still lists (see :mod:`.liveness`), so "open" is right whoever was killed, and
-after a restart of the broker too.
+after a restart of the broker too. A connection counts as open from the hand-over on, in the listener's
+backlog already, until its accepted end is closed.
 
-Each record is inode (u64), counter row (u32), reserved (u32), VmId of the connecting and of the
-accepting partition (16 bytes each); inode zero is a free record.
+A record is written before its connection is handed over, and marked when it is counted. So the broker
+that comes after one that was killed in between finds the record, sees by the kernel's list whether the
+hand-over happened, and counts it; only when the connection has ended by then, it is never counted.
+
+Layout, in the byte order of the machine: a header of one record's size (magic, boot id, number of records
+ever used), then records of eight u64: inode of the accepted end, counter row with a mark, connecting process,
+network namespace, VmId of the connecting and of the accepting partition (two each). Inode zero is a free record.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from hvsock.addresses import VmId
-from hvsock.errors import StateError
+
+from . import liveness
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
 
+log = logging.getLogger(__name__)
+
 MAX_RECORDS: Final = 1 << 20
-"""Connections that can be followed at once; the file is sparse, and its full size is 48 MiB."""
+"""Connections that can be followed at once; the file is sparse, and its full size is 64 MiB."""
 FIRST_SWEEP: Final = 1 << 14
 """Records written before the first look at which are still open."""
 
-_RECORD = struct.Struct("<QII16s16s")
-_INODE = struct.Struct("<Q")
+_MAGIC: Final = b"HVSCON2\0"
+_RECORD: Final = struct.Struct("=QQQQ16s16s")
+_REST: Final = struct.Struct("=QQQ16s16s")  # all but the inode, which is written last and makes it valid
+_WORDS: Final = _RECORD.size // 8
+_FILE_BYTES: Final = (1 + MAX_RECORDS) * _RECORD.size
+_USED_WORD: Final = 3  # of the header
+_ROW_WORD, _PROCESS_WORD, _NAMESPACE_WORD = 1, 2, 3  # of a record; the inode is word 0
+_ROW_MASK: Final = (1 << 32) - 1
+_COUNTED: Final = 1 << 32
+"""Mark in the word with the row: the connection is in the counters."""
 
-LiveInodes = Callable[[], frozenset[int]]
+LiveInodes = Callable[[Mapping[int, Collection[int]]], frozenset[int]]
 
 
 class Connections:
     """The records in the file at `path`; one broker at a time.
 
     Args:
-        path: the file; made if it is not there.
-        live: gives the inodes of the sockets that are alive.
+        path: the file; made anew if it is not there, from before the last boot, or not one of ours.
+        live: gives the inodes of the sockets that are alive, as :func:`.liveness.live_socket_inodes` does.
 
-    Raises:
-        StateError: the file is not one of ours.
+    Attributes:
+        recovered: counter rows of the connections that were handed over and not counted, because the
+            broker before was killed in between.
     """
 
-    def __init__(self, path: str, live: LiveInodes) -> None:
-        size = MAX_RECORDS * _RECORD.size
+    def __init__(self, path: str, live: LiveInodes = liveness.live_socket_inodes) -> None:
+        header = _MAGIC + liveness.boot_id()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(descriptor).st_size == 0:
-                os.ftruncate(descriptor, size)
-            if os.fstat(descriptor).st_size != size:
-                raise StateError(f"{path} is not a file of connections; remove it")
-            self._map = mmap.mmap(descriptor, size)
+            size = os.fstat(descriptor).st_size
+            if size != _FILE_BYTES or os.pread(descriptor, len(header), 0) != header:
+                if size:
+                    log.warning("%s is from before the last boot or of another version: it starts anew", path)
+                os.ftruncate(descriptor, 0)
+                os.ftruncate(descriptor, _FILE_BYTES)
+                os.pwrite(descriptor, header, 0)
+            self._map = mmap.mmap(descriptor, _FILE_BYTES)
         finally:
             os.close(descriptor)
+        self._words = memoryview(self._map).cast("Q")
         self._live = live
+        self._namespace = liveness.own_namespace()
+        self._used = min(self._words[_USED_WORD], MAX_RECORDS)
         self._free: list[int] = []
-        self._used = 0  # records below this one were written at some time
         self._sweep_at = FIRST_SWEEP
-        while self._used < MAX_RECORDS and any(
-            self._map[self._used * _RECORD.size : (self._used + 1) * _RECORD.size]
-        ):
-            self._used += 1
+        self._not_followed = 0
         self.sweep()
+        self.recovered = self._recover()
 
     def close(self) -> None:
-        """Unmap the file."""
+        """Unmap the file. Calling this twice is fine."""
+        self._words.release()
         self._map.close()
 
-    def opened(self, inode: int, row: int, source: VmId, target: VmId) -> None:
-        """Follow a connection from `source` to `target`, counted in counter row `row`, until its socket is gone.
+    def begin(self, inode: int, row: int, ends: tuple[VmId, VmId], pid: int, namespace: int) -> int | None:
+        """Follow a connection that is about to be handed over, until its accepted end is gone.
 
         When :data:`MAX_RECORDS` are open, this one is not followed; that harms a report and nothing else.
+
+        Args:
+            inode: of its accepted end.
+            row: its counter row.
+            ends: the connecting and the accepting partition.
+            pid: the connecting process.
+            namespace: the network namespace of the connector (:func:`.liveness.namespace_of`).
+
+        Returns:
+            The record, for :meth:`counted` or :meth:`cancel`; None when it is not followed.
         """
-        if not self._free and self._used >= self._sweep_at:
-            self.sweep()
-        if self._free:
-            index = self._free.pop()
-        elif self._used < MAX_RECORDS:
-            index = self._used
-            self._used += 1
-        else:
-            return
-        _RECORD.pack_into(
-            self._map, index * _RECORD.size, inode, row, 1, source.to_bytes_le(), target.to_bytes_le()
-        )
+        record = self._take()
+        if record is not None:
+            at = record * _RECORD.size
+            source, target = ends
+            _REST.pack_into(self._map, at + 8, row, pid, namespace, source.to_bytes_le(), target.to_bytes_le())
+            self._words[at // 8] = inode
+        return record
+
+    def counted(self, record: int | None) -> None:
+        """The connection of a record was handed over and counted."""
+        if record is not None:
+            self._words[record * _WORDS + _ROW_WORD] |= _COUNTED
+
+    def cancel(self, record: int | None) -> None:
+        """The connection of a record was not handed over."""
+        if record is not None:
+            self._words[record * _WORDS] = 0
+            self._free.append(record)
 
     def sweep(self) -> tuple[Counter[int], Counter[VmId]]:
         """Free the records of connections that ended; returns how many are open by counter row and by partition.
 
         A loopback connection counts once for its partition.
         """
-        live = self._live()
+        live = self._live(self._elsewhere())
         self._free.clear()
         by_row: Counter[int] = Counter()
         by_partition: Counter[VmId] = Counter()
-        for index in range(self._used):
-            inode, row, _, source, target = _RECORD.unpack_from(self._map, index * _RECORD.size)
+        for record, inode in enumerate(self._column(0), 1):
             if inode in live:
-                by_row[row] += 1
+                _, row, _, _, source, target = _RECORD.unpack_from(self._map, record * _RECORD.size)
+                by_row[row & _ROW_MASK] += 1
                 by_partition.update({VmId.from_bytes_le(source), VmId.from_bytes_le(target)})
             else:
-                _INODE.pack_into(self._map, index * _RECORD.size, 0)
-                self._free.append(index)
+                if inode:
+                    self._words[record * _WORDS] = 0
+                self._free.append(record)
         self._sweep_at = max(FIRST_SWEEP, 2 * (self._used - len(self._free)))
+        self._not_followed = 0
         return by_row, by_partition
+
+    def _take(self) -> int | None:
+        if not self._free and (self._used >= self._sweep_at or self._not_followed >= FIRST_SWEEP):
+            self.sweep()
+        if self._free:
+            return self._free.pop()
+        if self._used == MAX_RECORDS:
+            self._not_followed += 1
+            return None
+        self._used += 1
+        self._words[_USED_WORD] = self._used
+        return self._used
+
+    def _column(self, word: int) -> list[int]:
+        """One word of every record that was used at some time."""
+        column: list[int] = self._words[_WORDS + word : (1 + self._used) * _WORDS : _WORDS].tolist()
+        return column
+
+    def _elsewhere(self) -> dict[int, list[int]]:
+        """The processes that connected from other network namespaces, the latest record's first."""
+        elsewhere: dict[int, dict[int, None]] = {}
+        for record in range(self._used, 0, -1):
+            namespace = self._words[record * _WORDS + _NAMESPACE_WORD]
+            if namespace != self._namespace and self._words[record * _WORDS]:
+                elsewhere.setdefault(namespace, {})[self._words[record * _WORDS + _PROCESS_WORD]] = None
+        return {namespace: list(processes) for namespace, processes in elsewhere.items()}
+
+    def _recover(self) -> list[int]:
+        rows = []
+        for record in range(1, self._used + 1):
+            inode, row, *_ = _RECORD.unpack_from(self._map, record * _RECORD.size)
+            if inode and not row & _COUNTED:
+                rows.append(row)
+                self.counted(record)
+        return rows

@@ -1,18 +1,20 @@
 """Counters for each service, in a mapped file that outlives the broker.
 
-An increment is one store into a shared mapping, so a broker that is killed loses none, and the next one
-goes on counting. What has no registered service is counted under ServiceId zero: a guest that tries
-random services fills one row.
+An increment is one store of eight bytes into a shared mapping, so a broker that is killed loses none and
+leaves none half written, and the next one goes on counting. What has no registered service is counted under
+ServiceId zero: a guest that tries random services fills one row.
 
-Layout: a header of 64 bytes (magic, number of rows), then rows of ServiceId (16 bytes) and
-:data:`ROW_COUNTERS` counters (u64 each).
+What is counted of a connection, and when, says :mod:`.handover`; after a kill in between, a count may be off
+by one for that connection, and by no more.
+
+Layout, in the byte order of the machine: a header of 64 bytes (magic, number of rows), then rows of ServiceId
+(16 bytes) and :data:`ROW_COUNTERS` counters (u64 each).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import struct
 import sys
 from typing import Any, Final
 
@@ -27,17 +29,32 @@ MAX_ROWS: Final = 32_768
 """Services with a row of their own: twice the most that the registry holds, so that renewed ids fit."""
 ROW_COUNTERS: Final = 30
 """Counters in a row: three of connects and one for each reason, with room for more."""
-MICROSECONDS_MAX: Final = (1 << 64) - 1
 
-_MAGIC = b"HVSCNT1\0"
-_HEADER = struct.Struct("<8sI")
-_HEADER_BYTES = 64
-_ROW = struct.Struct(f"<16s{ROW_COUNTERS}Q")
-_U64 = struct.Struct("<Q")
+_MAGIC: Final = b"HVSCNT1\0"
+_HEADER_BYTES: Final = 64
+_ROW_BYTES: Final = 16 + 8 * ROW_COUNTERS
+_FILE_BYTES: Final = _HEADER_BYTES + MAX_ROWS * _ROW_BYTES
+_ROWS_CELL: Final = 1  # of the header, in units of 8 bytes
+_U64_MAX: Final = (1 << 64) - 1
 
-_ACCEPTED, _CONNECT_TOTAL, _CONNECT_MAX, _FIRST_REASON = 0, 1, 2, 4
-_REASONS = tuple(Reason)
-_COLUMN = {reason: _FIRST_REASON + index for index, reason in enumerate(_REASONS)}
+_ACCEPTED, _CONNECT_TOTAL, _CONNECT_MAX = 0, 1, 2
+COLUMNS: Final[dict[Reason, int]] = {
+    Reason.NOT_A_DESTINATION: 4,
+    Reason.UNREACHABLE: 5,
+    Reason.NOT_BINDABLE: 6,
+    Reason.NOT_REGISTERED: 7,
+    Reason.DENIED: 8,
+    Reason.DISABLED: 9,
+    Reason.NO_LISTENER: 10,
+    Reason.WRONG_TYPE: 11,
+    Reason.IN_USE: 12,
+    Reason.BACKLOG_FULL: 13,
+    Reason.CANCELLED: 14,
+    Reason.LISTENER_GONE: 15,
+    Reason.LIMIT: 16,
+    Reason.BAD_REQUEST: 17,
+}
+"""Which counter of a row is whose. Files of earlier versions are read, so a number never changes its meaning."""
 RESETS: Final = frozenset({Reason.CANCELLED, Reason.LISTENER_GONE})
 """Reasons that end a connection which was under way; the others refuse it at the start."""
 
@@ -50,29 +67,31 @@ class Counters:
     """
 
     def __init__(self, path: str) -> None:
-        size = _HEADER_BYTES + MAX_ROWS * _ROW.size
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(descriptor).st_size == 0:
-                os.ftruncate(descriptor, size)
-            if os.fstat(descriptor).st_size != size:
-                raise StateError(f"{path} is not a file of counters; remove it to count from zero")
-            self._map = mmap.mmap(descriptor, size)
+                os.ftruncate(descriptor, _FILE_BYTES)
+            if os.fstat(descriptor).st_size != _FILE_BYTES:
+                raise _foreign(path)
+            self._map = mmap.mmap(descriptor, _FILE_BYTES)
         finally:
             os.close(descriptor)
-        magic, rows = _HEADER.unpack_from(self._map)
-        if magic == bytes(8):
-            _HEADER.pack_into(self._map, 0, _MAGIC, 0)
-        elif magic != _MAGIC or rows > MAX_ROWS:
-            self._map.close()
-            raise StateError(f"{path} is not a file of counters; remove it to count from zero")
+        self._cells = memoryview(self._map).cast("Q")
         self._rows: dict[ServiceId, int] = {}
+        rows = self._cells[_ROWS_CELL]
+        if self._map[:8] == bytes(8):
+            self._map[:8] = _MAGIC
+        elif self._map[:8] != _MAGIC or rows > MAX_ROWS:
+            self.close()
+            raise _foreign(path)
         for row in range(rows):
-            self._rows[ServiceId.from_bytes_le(self._map[self._at(row) : self._at(row) + 16])] = row
+            at = _HEADER_BYTES + row * _ROW_BYTES
+            self._rows[ServiceId.from_bytes_le(self._map[at : at + 16])] = row
         self.row_of(SERVICE_WILDCARD)
 
     def close(self) -> None:
-        """Unmap the file; it keeps every count."""
+        """Unmap the file; it keeps every count. Calling this twice is fine."""
+        self._cells.release()
         self._map.close()
 
     def row_of(self, service_id: ServiceId) -> int:
@@ -82,9 +101,9 @@ class Counters:
             row = len(self._rows)
             if row == MAX_ROWS:
                 return self._rows[SERVICE_WILDCARD]
-            at = self._at(row)
+            at = _HEADER_BYTES + row * _ROW_BYTES
             self._map[at : at + 16] = service_id.to_bytes_le()
-            _HEADER.pack_into(self._map, 0, _MAGIC, row + 1)
+            self._cells[_ROWS_CELL] = row + 1
             self._rows[service_id] = row
         return row
 
@@ -93,18 +112,21 @@ class Counters:
         microseconds = int(seconds * 1e6)
         self._add(row, _ACCEPTED, 1)
         self._add(row, _CONNECT_TOTAL, microseconds)
-        if microseconds > self._get(row, _CONNECT_MAX):
-            _U64.pack_into(self._map, self._cell(row, _CONNECT_MAX), microseconds)
+        longest = _cell(row, _CONNECT_MAX)
+        if microseconds > self._cells[longest]:
+            self._cells[longest] = microseconds
 
     def ended(self, row: int, reason: Reason) -> None:
         """Count a refusal or a reset."""
-        self._add(row, _COLUMN[reason], 1)
+        self._add(row, COLUMNS[reason], 1)
 
     def report(self, service_id: ServiceId) -> dict[str, Any]:
         """The counts of one service: accepted, refused and reset by reason, connect time in microseconds."""
         row = self._rows.get(service_id)
-        counts = (0,) * ROW_COUNTERS if row is None else _ROW.unpack_from(self._map, self._at(row))[1:]
-        by_reason = {reason: counts[_COLUMN[reason]] for reason in _REASONS if counts[_COLUMN[reason]]}
+        counts = [0] * ROW_COUNTERS
+        if row is not None:
+            counts = self._cells[_cell(row, 0) : _cell(row, ROW_COUNTERS)].tolist()
+        by_reason = {reason: counts[column] for reason, column in COLUMNS.items() if counts[column]}
         accepted = counts[_ACCEPTED]
         return {
             "accepted": accepted,
@@ -114,16 +136,14 @@ class Counters:
             "connect_microseconds_max": counts[_CONNECT_MAX],
         }
 
-    def _at(self, row: int) -> int:
-        return _HEADER_BYTES + row * _ROW.size
-
-    def _cell(self, row: int, column: int) -> int:
-        return self._at(row) + 16 + column * _U64.size
-
-    def _get(self, row: int, column: int) -> int:
-        value: int = _U64.unpack_from(self._map, self._cell(row, column))[0]
-        return value
-
     def _add(self, row: int, column: int, amount: int) -> None:
-        at = self._cell(row, column)
-        _U64.pack_into(self._map, at, (_U64.unpack_from(self._map, at)[0] + amount) & MICROSECONDS_MAX)
+        cell = _cell(row, column)
+        self._cells[cell] = self._cells[cell] + amount & _U64_MAX
+
+
+def _cell(row: int, column: int) -> int:
+    return (_HEADER_BYTES + row * _ROW_BYTES + 16) // 8 + column
+
+
+def _foreign(path: str) -> StateError:
+    return StateError(f"{path} is not a file of counters; remove it to count from zero")

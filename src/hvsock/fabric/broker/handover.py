@@ -3,15 +3,22 @@
 The order matters, for brokers that are killed and for accepters that are fast:
 
 1. connect a courier to the listener; when its backlog is full, wait and try again,
-2. send the connector's other end and the addresses through it,
-3. drain the request, which makes the connector writable: it is connected,
-4. send DONE through the courier and close the connection's descriptor here.
+2. write down that the connection is about to be handed over (:mod:`.connections`),
+3. send the connector's other end and the addresses through the courier,
+4. count the connection, and mark what was written down as counted,
+5. drain the request, which makes the connector writable: it is connected,
+6. send DONE through the courier and close the connection's descriptor here.
 
-An accepter uses the descriptor after DONE only. If the broker dies before 3, the accepter finds the
-request still there and drains it; if it dies before 2, the connector sees its connection refused.
+An accepter uses the descriptor after DONE only. If the broker dies before 5, the accepter finds the
+request still there and drains it; if it dies before 3, the connector sees its connection refused.
+
+So "accepted" counts the connections that reached a listener's backlog, each once. A broker that is killed
+between 3 and 4 leaves that to the next one, which counts the connection if it is still there; a kill in
+the midst of 4 leaves the count off by one.
 
 The courier stays open here until the accepter has taken it: its end tells whether the connection was
-taken or lost with its listener, and it makes room for the next one in the backlog.
+taken or lost with its listener, and it makes room for the next one in the backlog. What was in a backlog
+when a broker was killed is delivered all the same; if it is lost with its listener then, nobody counts that.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from hvsock.addresses import Address, ServiceId
+from hvsock.addresses import Address, ServiceId, VmId
 from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX
 from hvsock.fabric import messages, paths
 from hvsock.fabric.messages import Courier, Flag, Request
@@ -33,6 +40,7 @@ from hvsock.topology.decision import Grant, Reason, Refusal
 from hvsock.topology.reachability import own_view, view
 
 from .listeners import Listener
+from .liveness import namespace_of
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux: it passes descriptors over AF_UNIX")
@@ -44,197 +52,213 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS: Final = 0.02
-"""Pause before a full backlog is tried again when no courier of ours tells that there is room."""
 MAX_UNDELIVERED_PER_PARTITION: Final = 4096
 """Connections handed to listeners of one partition that nobody accepted yet. Each is a descriptor in
 flight, which the kernel counts against the broker's user, so one partition must not use them up."""
+ROUNDS_PER_ATTEMPT: Final = 8
+"""Listeners, dead ones among them, that one attempt goes through before the connect waits for its next turn."""
 
 
 class Handover:
-    """One connect on its way."""
+    """One connect on its way; `client` is dropped at its end."""
 
-    __slots__ = ("_deadline", "_waiting_at", "address", "broker", "client", "request", "row")
+    __slots__ = ("_broker", "_client", "_deadline", "_request", "_row", "_service_id", "_waiting_at")
 
-    def __init__(self, broker: Broker, client: Client, request: Request, address: Address) -> None:
-        self.broker = broker
-        self.client = client
-        self.request = request
-        self.address = Address(address.vm_id, broker.real_service(address.service_id))
-        self.row = broker.row_of(self.address.service_id)
+    def __init__(self, broker: Broker, client: Client, request: Request) -> None:
+        self._broker = broker
+        self._client = client
+        self._request = request
         self._waiting_at: Listener | None = None
         self._deadline: Timer | None = None
 
     def attempt(self) -> None:
         """Decide, and hand the connection over, refuse it, or wait for room in the backlog."""
-        question = decision.Request(
-            self.client.gate.partition,
-            self.address.vm_id,
-            self.address.service_id,
-            self.request.type,
-            bool(self.request.flags & Flag.PASSTHRU),
-            self.client.subject,
-        )
-        while True:
-            verdict = self.broker.rules.connect(question)
-            if isinstance(verdict, Refusal):
-                self._refuse(verdict)
-                return
-            try:
-                courier = self._courier(verdict)
-            except (BlockingIOError, _ExhaustedError):
-                self._wait(verdict.listener)
-                return
-            except OSError:
-                # the process that listened is gone; there may be a less specific listener
-                self._leave_queue()
-                self.broker.listeners.remove(verdict.listener)
-                retry_waiting(verdict.listener)
-                continue
-            self._establish(verdict, courier)
-            return
+        try:
+            self._attempt()
+        except Exception:
+            log.exception("a defect of the broker: a connect of %s is dropped", self._client.gate.partition.name)
+            self._client.drop()
 
     def connector_gone(self) -> None:
         """The connector closed its end while its connect was pending."""
-        self.broker.counters.ended(self.row, Reason.CANCELLED)
-        self._finish()
+        self._broker.counters.ended(self._row, Reason.CANCELLED)
+        self._client.drop()
 
-    def expire(self) -> None:
-        """The connect time-out is over."""
-        text = "the listener's backlog was full until the connect time-out"
-        self._refuse(Refusal(errno.ETIMEDOUT, Reason.BACKLOG_FULL, text))
+    def leave(self) -> None:
+        """Wait no more; calling this twice is fine."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._leave_queue()
 
-    def _courier(self, grant: Grant[Listener]) -> socket.socket:
-        """A courier that has reached the listener's backlog, with the connection on it.
+    def _attempt(self) -> None:
+        broker, client, wanted = self._broker, self._client, self._request.address
+        assert wanted is not None, "a connect has an address"
+        rules = broker.rules
+        self._service_id = broker.services.real(wanted.service_id)
+        self._row = broker.row_of(self._service_id)
+        question = decision.Request(
+            client.gate.partition,
+            wanted.vm_id,
+            self._service_id,
+            self._request.type,
+            bool(self._request.flags & Flag.PASSTHRU),
+            client.subject,
+        )
+        for _ in range(ROUNDS_PER_ATTEMPT):
+            verdict = rules.connect(question)
+            if isinstance(verdict, Refusal):
+                self._refuse(verdict)
+                return
+            listener = verdict.listener
+            try:
+                courier = self._reach(verdict)
+            except (ConnectionRefusedError, FileNotFoundError):
+                # the process that listened is gone; there may be a less specific listener
+                broker.listeners.remove(listener)
+                broker.waiting.wake(listener)
+                continue
+            except OSError:  # EAGAIN: the backlog is full; ENFILE and the like: descriptors are short
+                break
+            try:
+                record = self._send(verdict, courier)
+            except (BrokenPipeError, ConnectionResetError):
+                continue  # the listener died just now, or its accepter gave this courier up
+            except OSError:  # ETOOMANYREFS, ENOBUFS: descriptors are short
+                break
+            self._establish(verdict, courier, record)
+            return
+        self._wait(listener)
+
+    def _reach(self, grant: Grant[Listener]) -> socket.socket:
+        """A courier in the listener's backlog.
 
         Raises:
-            BlockingIOError: the backlog is full.
-            _ExhaustedError: too many descriptors are in use or in flight.
-            OSError: the listener is dead.
+            ConnectionRefusedError, FileNotFoundError: the listener is dead.
+            OSError: the backlog is full, or too many descriptors are in use.
         """
-        if self.broker.undelivered[grant.target.id] >= self.broker.max_undelivered:
-            raise _ExhaustedError
-        partition = self.client.gate.partition
-        peer_vm = view(grant.source_is, partition)
-        bound = self.broker.listeners.named(self.client.bound_path) if self.client.bound_path else None
-        own_id = ServiceId.from_bytes_le(self.request.token)
-        if bound is not None and bound.partition == partition.id:
-            own_id = bound.service_id
-        message = Courier(
-            Address(own_view(peer_vm), self.address.service_id),
-            Address(peer_vm, own_id),
-            self.request.token,
-            self.request.flags,
-        )
+        broker = self._broker
+        if not broker.undelivered.has_room(grant.target.id):
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        courier = socket.socket(socket.AF_UNIX, grant.listener.type | socket.SOCK_NONBLOCK)
         try:
-            courier = socket.socket(socket.AF_UNIX, grant.listener.type | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            raise _ExhaustedError from error
-        try:
-            paths.at(self.broker.folder.listeners, grant.listener.id.hex(), courier.connect)
-            try:
-                socket.send_fds(courier, [message.pack()], [self.client.sock.fileno()])
-            except OSError as error:
-                if error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
-                    raise _ExhaustedError from error
-                raise
+            paths.at(broker.listeners.folder, grant.listener.id.hex(), courier.connect)
         except BaseException:
             courier.close()
             raise
         return courier
 
-    def _establish(self, grant: Grant[Listener], courier: socket.socket) -> None:
-        client, broker = self.client, self.broker
-        inode = os.fstat(client.sock.fileno()).st_ino
-        client.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
+    def _send(self, grant: Grant[Listener], courier: socket.socket) -> int | None:
+        """Steps 2 and 3; returns the record of the connection.
+
+        Raises:
+            OSError: nothing was handed over, and the courier is closed.
+        """
+        client, connections = self._client, self._broker.connections
         try:
+            message = self._message(grant).pack()
+            inode = os.fstat(client.sock.fileno()).st_ino
+            pid, _, _ = client.credentials()
+            ends = client.gate.partition.id, grant.target.id
+            record = connections.begin(inode, self._row, ends, pid, namespace_of(client.sock))
+            try:
+                socket.send_fds(courier, [message], [client.sock.fileno()])
+            except BaseException:
+                connections.cancel(record)
+                raise
+        except BaseException:
+            courier.close()
+            raise
+        return record
+
+    def _establish(self, grant: Grant[Listener], courier: socket.socket, record: int | None) -> None:
+        """Steps 4 to 6."""
+        broker, client = self._broker, self._client
+        try:
+            broker.counters.accepted(self._row, broker.reactor.clock() - client.arrived)
+            broker.connections.counted(record)
+            client.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
             courier.send(messages.DONE)
-        except OSError:
+        except BrokenPipeError:
             courier.close()  # the listener died just now, and the connection with it
-            broker.counters.ended(self.row, Reason.LISTENER_GONE)
+            broker.counters.ended(self._row, Reason.LISTENER_GONE)
+        except BaseException:
+            courier.close()
+            raise
         else:
-            broker.connections.opened(inode, self.row, client.gate.partition.id, grant.target.id)
-            broker.counters.accepted(self.row, broker.reactor.clock() - client.arrived)
-            broker.undelivered[grant.target.id] += 1
-            Delivery(broker, courier, grant, self.row)
-        self._finish()
+            Delivery(broker, courier, grant.listener, grant.target.id, self._row)
+        client.drop()
+
+    def _message(self, grant: Grant[Listener]) -> Courier:
+        partition = self._client.gate.partition
+        peer_vm = view(grant.source_is, partition)
+        own_id = ServiceId.from_bytes_le(self._request.token)
+        if self._client.bound_path:
+            bound = self._broker.listeners.named(self._client.bound_path)
+            if bound is not None and bound.partition == partition.id:
+                own_id = bound.service_id
+        return Courier(
+            Address(own_view(peer_vm), self._service_id),
+            Address(peer_vm, own_id),
+            self._request.token,
+            self._request.flags,
+        )
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.broker.counters.ended(self.row, refusal.reason)
-        self._end_waiting()
-        self.client.handover = None
-        self.broker.expect(self.client)
-        self.client.refuse(refusal.errno, refusal.text)
+        self._broker.counters.ended(self._row, refusal.reason)
+        self.leave()
+        self._client.handover = None
+        self._broker.deadlines.expect(self._client)
+        self._client.refuse(refusal)
 
     def _wait(self, listener: Listener) -> None:
         """Stand in the listener's queue until there is room, or the connect time-out is over."""
         if self._deadline is None:
-            milliseconds = min(self.request.number, HVSOCKET_CONNECT_TIMEOUT_MAX)
-            self._deadline = self.broker.reactor.after(milliseconds / 1000, self.expire)
+            milliseconds = min(self._request.number, HVSOCKET_CONNECT_TIMEOUT_MAX)
+            self._deadline = self._broker.reactor.after(milliseconds / 1000, self._expire)
         if self._waiting_at is not listener:
             self._leave_queue()
             self._waiting_at = listener
-            listener.waiting.append(self)
-        if listener.retry is None:
-            listener.retry = self.broker.reactor.after(RETRY_SECONDS, lambda: _retry_due(listener))
+        self._broker.waiting.join(listener, self)
+
+    def _expire(self) -> None:
+        """The connect time-out is over."""
+        text = "the listener's backlog was full until the connect time-out"
+        self._refuse(Refusal(errno.ETIMEDOUT, Reason.BACKLOG_FULL, text))
 
     def _leave_queue(self) -> None:
         if self._waiting_at is not None:
-            self._waiting_at.waiting.remove(self)
+            self._broker.waiting.leave(self._waiting_at, self)
             self._waiting_at = None
-
-    def _end_waiting(self) -> None:
-        self._leave_queue()
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-    def _finish(self) -> None:
-        self._end_waiting()
-        self.client.drop()
-
-
-def retry_waiting(listener: Listener) -> None:
-    """There may be room in a listener's backlog: try its queue, the oldest first, while that gets somewhere."""
-    while listener.waiting:
-        oldest = listener.waiting[0]
-        oldest.attempt()
-        if listener.waiting and listener.waiting[0] is oldest:
-            return
-
-
-def _retry_due(listener: Listener) -> None:
-    listener.retry = None
-    retry_waiting(listener)
 
 
 class Delivery:
-    """A courier in a listener's backlog, until it is taken."""
+    """A courier in a listener's backlog, until it is taken; closes `courier`."""
 
     __slots__ = ("_broker", "_courier", "_listener", "_row", "_target")
 
-    def __init__(self, broker: Broker, courier: socket.socket, grant: Grant[Listener], row: int) -> None:
+    def __init__(self, broker: Broker, courier: socket.socket, listener: Listener, target: VmId, row: int) -> None:
         self._broker = broker
         self._courier = courier
-        self._listener = grant.listener
-        self._target = grant.target.id
+        self._listener = listener
+        self._target = target
         self._row = row
         broker.deliveries.add(self)
-        broker.reactor.watch(courier.fileno(), select.EPOLLRDHUP, self._ended)
+        broker.undelivered.take(target)
+        try:
+            broker.reactor.watch(courier.fileno(), select.EPOLLRDHUP, self._ended)
+        except OSError:  # too many are watched; the connection is delivered, and its end is not seen
+            self.close()
 
     def close(self) -> None:
         """Let go of the courier; the connection stays with the listener."""
         self._broker.reactor.forget(self._courier.fileno())
         self._courier.close()
         self._broker.deliveries.discard(self)
-        self._broker.undelivered[self._target] -= 1
+        self._broker.undelivered.give_back(self._target)
 
     def _ended(self, events: int) -> None:
         # unread bytes at the close of the other end are ECONNRESET here: nobody took the courier
         if self._courier.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._broker.counters.ended(self._row, Reason.LISTENER_GONE)
         self.close()
-        retry_waiting(self._listener)
-
-
-class _ExhaustedError(Exception):
-    """Descriptors are short: a reason to wait, not to refuse."""
+        self._broker.waiting.wake(self._listener)

@@ -6,22 +6,27 @@ unread, they are readable all the time), edge-triggered, and a connect passes th
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux: it is built on epoll")
 
 log = logging.getLogger(__name__)
 
-MAX_EVENTS_PER_WAKE_UP = 256
+MAX_EVENTS_PER_WAKE_UP: Final = 256
 """Descriptors served before timers are looked at again."""
+CANCELLED_KEPT: Final = 64
+"""Cancelled timers that stay in the heap in any case; more of them go when they are half of it."""
 
 Handler = Callable[[int], None]
 Clock = Callable[[], float]
@@ -30,22 +35,28 @@ Clock = Callable[[], float]
 class Timer:
     """A call that is due at a time; cancel it by :meth:`cancel`."""
 
-    __slots__ = ("callback", "when")
+    __slots__ = ("_reactor", "callback", "queued")
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
+    def __init__(self, reactor: Reactor, callback: Callable[[], None]) -> None:
+        self._reactor = reactor
         self.callback: Callable[[], None] | None = callback
+        self.queued = True
 
     def cancel(self) -> None:
-        """Never make the call; calling this twice is fine."""
-        self.callback = None
+        """Never make the call; calling this twice, or after the call, is fine."""
+        if self.callback is not None:
+            self.callback = None
+            if self.queued:
+                self._reactor.timer_cancelled()
 
 
 class Reactor:
     """Watches descriptors and timers until :meth:`stop`.
 
-    An exception from a handler is a defect of the broker: it is logged, the descriptor is watched no
-    more, and everything else goes on.
+    Handlers deal with their own errors. An exception that gets here is a defect of the broker: it is
+    logged, the descriptor is watched no more, and everything else goes on.
+
+    ``turn`` is held while handlers and timers run, so whoever has it finds nothing half done.
 
     Args:
         clock: seconds, never going back.
@@ -53,20 +64,29 @@ class Reactor:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
+        self.turn = threading.Lock()
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
         self._order = itertools.count()
-        self._wake_up = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._wake_up, select.EPOLLIN)
-        self._handlers[self._wake_up] = self._woken
         self._calls: list[Callable[[], None]] = []
         self._stopped = False
+        self._closed = False
+        try:
+            self._wake_up = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.watch(self._wake_up, select.EPOLLIN, self._woken)
+        except BaseException:
+            self._epoll.close()
+            raise
 
     def watch(self, descriptor: int, events: int, handler: Handler) -> None:
         """Call `handler(events)` when `descriptor` has one of `events` (EPOLLHUP and EPOLLERR always count).
 
         Watching a descriptor again changes its events and its handler.
+
+        Raises:
+            OSError: ENOSPC: the user watches too many (max_user_watches); ENOMEM. Nothing was changed.
         """
         if descriptor in self._handlers:
             self._epoll.modify(descriptor, events)
@@ -77,23 +97,32 @@ class Reactor:
     def forget(self, descriptor: int) -> None:
         """Watch no more; to be called before the descriptor is closed. Unknown descriptors are fine."""
         if self._handlers.pop(descriptor, None) is not None:
-            self._epoll.unregister(descriptor)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(descriptor)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Call `callback` once, `seconds` from now."""
-        timer = Timer(self.clock() + seconds, callback)
-        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+        """Call `callback` once, `seconds` from now, and never before this turn is over."""
+        timer = Timer(self, callback)
+        heapq.heappush(self._timers, (self.clock() + seconds, next(self._order), timer))
         return timer
+
+    def timer_cancelled(self) -> None:
+        """Count a cancelled timer, and sort the cancelled ones out when they are many."""
+        self._cancelled += 1
+        if self._cancelled > CANCELLED_KEPT and 2 * self._cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         """Have the reactor's thread call `callback`; safe from any thread and from signal handlers."""
         self._calls.append(callback)
-        os.eventfd_write(self._wake_up, 1)
+        self._wake()
 
     def stop(self) -> None:
         """End :meth:`run`; safe from any thread and from signal handlers."""
         self._stopped = True
-        os.eventfd_write(self._wake_up, 1)
+        self._wake()
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
@@ -102,40 +131,62 @@ class Reactor:
 
     def run_once(self) -> None:
         """Wait for one batch of events or for the next timer, and serve what is due."""
-        for descriptor, events in self._epoll.poll(self._patience(), MAX_EVENTS_PER_WAKE_UP):
-            handler = self._handlers.get(descriptor)
-            if handler is None:  # forgotten by a handler earlier in this batch
-                continue
-            try:
-                handler(events)
-            except Exception:
-                log.exception("a handler failed; its descriptor is dropped")
-                self.forget(descriptor)
-        self._run_due()
+        ready = self._epoll.poll(self._patience(), MAX_EVENTS_PER_WAKE_UP)
+        with self.turn:
+            # a handler may close a descriptor of this batch, and its number may be somebody else's at once
+            for descriptor, events, handler in [(fd, events, self._handlers.get(fd)) for fd, events in ready]:
+                if handler is None or self._handlers.get(descriptor) is not handler:
+                    continue
+                try:
+                    handler(events)
+                except Exception:
+                    log.exception("a handler failed; its descriptor is watched no more")
+                    self.forget(descriptor)
+            self._run_due()
 
     def close(self) -> None:
-        """Close the reactor's own descriptors; what it watched stays open."""
-        self._handlers.clear()
-        self._epoll.close()
-        os.close(self._wake_up)
+        """Close the reactor's own descriptors; what it watched stays open. Calling this twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._handlers.clear()
+            self._timers.clear()
+            self._epoll.close()
+            os.close(self._wake_up)
+
+    def _wake(self) -> None:
+        if not self._closed:
+            os.eventfd_write(self._wake_up, 1)
 
     def _patience(self) -> float:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
+            self._cancelled -= 1
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
 
     def _run_due(self) -> None:
         now = self.clock()
+        due = []
         while self._timers and self._timers[0][0] <= now:
-            callback = heapq.heappop(self._timers)[2].callback
-            if callback is not None:
-                try:
-                    callback()
-                except Exception:
-                    log.exception("a timer failed")
+            timer = heapq.heappop(self._timers)[2]
+            timer.queued = False
+            if timer.callback is None:
+                self._cancelled -= 1
+            else:
+                due.append(timer)
+        for timer in due:
+            callback, timer.callback = timer.callback, None
+            if callback is not None:  # None: cancelled by one before it
+                _call(callback)
 
     def _woken(self, events: int) -> None:
         os.eventfd_read(self._wake_up)
         calls, self._calls = self._calls, []
         for call in calls:
-            call()
+            _call(call)
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("a timer or a call failed")

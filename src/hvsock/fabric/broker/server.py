@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -25,7 +26,12 @@ GRACE_SECONDS: Final = 5.0
 
 
 def serve(
-    path: str, *, admin_gid: int | None = None, shared: bool = False, grace_seconds: float = GRACE_SECONDS
+    path: str,
+    *,
+    admin_gid: int | None = None,
+    shared: bool = False,
+    grace_seconds: float = GRACE_SECONDS,
+    on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Run a broker in the foreground until SIGTERM or SIGINT; a second signal forces the end.
 
@@ -36,9 +42,11 @@ def serve(
         admin_gid: see :class:`.folder.FabricFolder`.
         shared: see :class:`.folder.FabricFolder`.
         grace_seconds: time that requests under way have to end.
+        on_ready: called once the control sockets are there.
 
     Raises:
         StateError: another broker runs there, or a file of the fabric cannot be used.
+        OSError: a control socket of the host cannot be made.
     """
     raise_descriptor_limit()
     folder = FabricFolder(path, admin_gid=admin_gid, shared=shared)
@@ -55,16 +63,19 @@ def serve(
             broker.stop()
         else:
             stopping = True
-            notify("STOPPING=1")
             broker.reactor.call_from_thread(lambda: broker.stop_gently(grace_seconds))
+            notify("STOPPING=1")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {path}")
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
+        if on_ready is not None:
+            on_ready()
         broker.run()
     finally:
         broker.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_descriptor_limit() -> None:
@@ -83,4 +94,4 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(state.encode(), address)
+        sock.sendto(state.encode(errors="replace"), address)

@@ -1,0 +1,59 @@
+"""A connect that is under way: what is known of it, when it is settled, and why it was refused."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket as _stdlib
+import sys
+import threading
+from dataclasses import dataclass, field
+
+from hvsock.addresses import Address
+from hvsock.errors import ProtocolError
+from hvsock.fabric import messages
+from hvsock.fabric.messages import Reply
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
+
+_LONGEST_REFUSAL_BYTES = messages.REPLY_HEADER_BYTES + messages.MAX_REFUSAL_BYTES
+
+
+@dataclass(slots=True)
+class Pending:
+    """A connect that is not settled.
+
+    Attributes:
+        own, peer: the addresses that the socket has once it is connected.
+        send_buffer: what SO_SNDBUF is then.
+        deadline: when whoever waits for the broker stops to, in seconds of time.monotonic.
+        lock: held by the thread that settles it.
+    """
+
+    own: Address
+    peer: Address
+    send_buffer: int
+    deadline: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def settled(descriptor: int, seconds: float) -> int | None:
+    """The events of a descriptor whose connect is settled, after `seconds` at most; None while it is not."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    for _, events in poll.poll(seconds * 1000):
+        return events
+    return None
+
+
+def refusal(sock: _stdlib.socket) -> OSError:
+    """Why the broker closed the connection with the request unread; takes it from the socket."""
+    # the kernel's own word for it, which a SOCK_SEQPACKET socket would give instead of the message
+    _stdlib.socket.getsockopt(sock, _stdlib.SOL_SOCKET, _stdlib.SO_ERROR)
+    try:
+        data = _stdlib.socket.recv(sock, _LONGEST_REFUSAL_BYTES, _stdlib.MSG_DONTWAIT)
+        code, _ = messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])
+    except (OSError, ProtocolError):
+        return OSError(errno.ECONNREFUSED, "the broker ended while the connect was pending")
+    return OSError(code, Reply(code, data[messages.REPLY_HEADER_BYTES :]).text)

@@ -1,0 +1,238 @@
+"""Peers of a broker that speak its protocol by hand, brokers with options, and processes of other users."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hvsock.addresses import Address
+from hvsock.fabric import messages, paths
+from hvsock.fabric.broker.broker import Broker
+from hvsock.fabric.broker.folder import FabricFolder
+from hvsock.fabric.messages import Flag, Op, Request
+from hvsock.sockets import accepting
+
+assert sys.platform == "linux"
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 10.0
+"""What nothing here takes on a busy machine; more of it is a failure."""
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait for something that is about to happen."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "that did not happen"
+        time.sleep(0.002)
+
+
+def control(folder: str, type_: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket that is connected to a control socket of the partition in `folder`."""
+    name = paths.STREAM_SOCKET if type_ == socket.SOCK_STREAM else paths.SEQPACKET_SOCKET
+    sock = socket.socket(socket.AF_UNIX, type_)
+    try:
+        sock.settimeout(PATIENCE_SECONDS)
+        paths.at(folder, name, sock.connect)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@dataclass
+class Connector:
+    """A connect by hand: pending, refused or established."""
+
+    sock: socket.socket
+    token: bytes
+
+    def outcome(self, seconds: float = 0.0) -> int | None:
+        """None while it is pending, 0 once connected, or the errno of the refusal (-1: closed without one)."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        for _, events in poll.poll(seconds * 1000):
+            if not events & select.POLLERR:
+                return 0
+            data = self.sock.recv(4096, socket.MSG_DONTWAIT)
+            if not data:
+                return -1
+            return messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])[0]
+        return None
+
+    def settled(self) -> int:
+        """The outcome, waited for."""
+        found = self.outcome(PATIENCE_SECONDS)
+        assert found is not None, "the connect is still pending"
+        return found
+
+    def close(self) -> None:
+        """Close the connecting end."""
+        self.sock.close()
+
+    def __enter__(self) -> Connector:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def start_connect(
+    folder: str,
+    address: tuple[str, str],
+    *,
+    type_: int = socket.SOCK_STREAM,
+    milliseconds: int = 2000,
+    flags: Flag = Flag.NONE,
+) -> Connector:
+    """Begin a connect from the partition in `folder`."""
+    token = os.urandom(16)
+    request = Request(Op.CONNECT, Address(*address), type_, flags, milliseconds, token)  # type: ignore[arg-type]
+    name = paths.STREAM_SOCKET if type_ == socket.SOCK_STREAM else paths.SEQPACKET_SOCKET
+    sock = socket.socket(socket.AF_UNIX, type_)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        sock.settimeout(PATIENCE_SECONDS)
+        paths.at(folder, name, sock.connect)
+        sock.setblocking(False)
+        assert sock.send(request.pack()) == messages.REQUEST_BYTES
+    except BaseException:
+        sock.close()
+        raise
+    return Connector(sock, token)
+
+
+def take(listener: socket.socket) -> tuple[socket.socket, messages.Courier]:
+    """Accept a connection as hvsock does, from a listener that is a plain socket."""
+    while True:
+        link, _ = listener.accept()
+        with link:
+            link.settimeout(0)
+            found = accepting.take(link)
+        if found is not None:
+            return socket.socket(fileno=found.descriptor), found.courier
+
+
+def ended(sock: socket.socket, seconds: float = PATIENCE_SECONDS) -> bool:
+    """Whether the other end of `sock` closes within that time, with whatever it sent before."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            if not sock.recv(65536):
+                return True
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+    return False
+
+
+@contextmanager
+def running(path: str, **options: Any) -> Iterator[Broker]:
+    """A broker in a thread, with the options of :class:`FabricFolder`."""
+    folder = FabricFolder(path, **options)
+    try:
+        broker = Broker(folder)
+    except BaseException:
+        folder.close()
+        raise
+    thread = threading.Thread(target=broker.run, name="broker under test")
+    thread.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+        thread.join()
+        broker.close()
+
+
+def in_thread(broker: Broker, act: Callable[[], T]) -> T:
+    """What `act` returns, called in a broker's own thread."""
+    done = threading.Event()
+    results: list[T] = []
+
+    def call() -> None:
+        try:
+            results.append(act())
+        finally:
+            done.set()
+
+    broker.reactor.call_from_thread(call)
+    assert done.wait(PATIENCE_SECONDS)
+    return results[0]
+
+
+@contextmanager
+def open_folder() -> Iterator[str]:
+    """A temporary folder that every user may go through, which pytest's are not."""
+    path = tempfile.mkdtemp(prefix="hvsock-test-")
+    try:
+        os.chmod(path, 0o755)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def as_user(uid: int, act: Callable[[], T], gid: int | None = None, groups: tuple[int, ...] = ()) -> T:
+    """What `act` returns or raises in a child process of another user; for root alone."""
+    return in_child(act, lambda: _become(uid, uid if gid is None else gid, groups))
+
+
+def _become(uid: int, gid: int, groups: tuple[int, ...]) -> None:
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+
+
+def in_child(act: Callable[[], T], prepare: Callable[[], None] | None = None) -> T:
+    """What `act` returns or raises in a forked child process, after `prepare`."""
+    here, there = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside the thread of an embedded broker
+        pid = os.fork()
+    if pid == 0:
+        answer: tuple[bool, Any]
+        try:
+            if prepare is not None:
+                prepare()
+            answer = True, act()
+        except BaseException as error:
+            traceback.print_exc()
+            answer = False, error
+        try:
+            data = pickle.dumps(answer)
+        except Exception as error:
+            data = pickle.dumps((False, RuntimeError(f"{answer!r}: {error!r}")))
+        os.write(there, data)
+        os._exit(0)
+    os.close(there)
+    with open(here, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    worked, value = pickle.loads(data)
+    if worked:
+        result: T = value
+        return result
+    raise value
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """The process at the other end of a Unix socket when it connected or listened."""
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid

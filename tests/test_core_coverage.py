@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 CORE = {
     "hvsock.topology": "tests/topology",
+    "hvsock.fabric.messages": "tests/fabric/test_messages.py",
 }
 """Package or module -> the folder or file with its tests."""
 

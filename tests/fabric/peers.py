@@ -1,19 +1,15 @@
-"""Peers of a broker that speak its protocol by hand, brokers with options, and processes of other users."""
+"""Peers of a broker that speak its protocol by hand, and brokers with options."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import shutil
 import socket
-import struct
 import sys
 import tempfile
 import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,52 +183,3 @@ def open_folder() -> Iterator[str]:
         yield path
     finally:
         shutil.rmtree(path)
-
-
-def as_user(uid: int, act: Callable[[], T], gid: int | None = None, groups: tuple[int, ...] = ()) -> T:
-    """What `act` returns or raises in a child process of another user; for root alone."""
-    return in_child(act, lambda: _become(uid, uid if gid is None else gid, groups))
-
-
-def _become(uid: int, gid: int, groups: tuple[int, ...]) -> None:
-    os.setgroups(groups)
-    os.setgid(gid)
-    os.setuid(uid)
-
-
-def in_child(act: Callable[[], T], prepare: Callable[[], None] | None = None) -> T:
-    """What `act` returns or raises in a forked child process, after `prepare`."""
-    here, there = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside the thread of an embedded broker
-        pid = os.fork()
-    if pid == 0:
-        answer: tuple[bool, Any]
-        try:
-            if prepare is not None:
-                prepare()
-            answer = True, act()
-        except BaseException as error:
-            traceback.print_exc()
-            answer = False, error
-        try:
-            data = pickle.dumps(answer)
-        except Exception as error:
-            data = pickle.dumps((False, RuntimeError(f"{answer!r}: {error!r}")))
-        os.write(there, data)
-        os._exit(0)
-    os.close(there)
-    with open(here, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    worked, value = pickle.loads(data)
-    if worked:
-        result: T = value
-        return result
-    raise value
-
-
-def peer_pid(sock: socket.socket) -> int:
-    """The process at the other end of a Unix socket when it connected or listened."""
-    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    return pid

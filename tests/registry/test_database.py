@@ -562,7 +562,7 @@ def test_a_reader_stays_right_while_a_journal_comes_and_goes(hot: Path) -> None:
         with Registry(hot) as registry:
             while True:
                 found = len(registry.services())
-                assert found == len(registry.entries())
+                assert found <= len(registry.entries())
                 say(f"{found}")
                 time.sleep(0.002)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import hvsock
 from hvsock import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId
@@ -185,7 +186,7 @@ class CourierByHand:
         address = hvsock.Address(HV_GUID_PARENT, ServiceId.new())
         self.courier = Courier(address, address, self.token)
 
-    def __enter__(self) -> CourierByHand:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -234,6 +235,18 @@ class Job(Generic[T]):
         """Whether it is still at it after the quiet time."""
         self._thread.join(QUIET_SECONDS)
         return self._thread.is_alive()
+
+
+@contextlib.contextmanager
+def fails(*codes: int) -> Iterator[None]:
+    """Requires an OSError with one of these numbers, of the class that stands for it."""
+    try:
+        yield
+    except OSError as error:
+        assert error.errno in codes, repr(error)
+        assert type(error) is type(OSError(error.errno, "")), repr(error)
+        return
+    raise AssertionError(f"no OSError with {', '.join(errno.errorcode[code] for code in codes)}")
 
 
 def writable(sock: socket.socket, seconds: float = WAIT_SECONDS) -> bool:

@@ -34,15 +34,15 @@ class LazyGroup(click.Group):
 
     def __init__(self, *args: Any, table: Mapping[str, Entry], **keywords: Any) -> None:
         super().__init__(*args, context_settings=HELP_OPTIONS, **keywords)
-        self._table = table
+        self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands."""
-        return list(self._table)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command called `cmd_name`, imported; None where there is none."""
-        entry = self._table.get(cmd_name)
+        entry = self.table.get(cmd_name)
         if entry is None:
             return None
         module, _, name = entry.target.partition(":")
@@ -53,13 +53,13 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, out of the table."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in self._table.items()])
+            formatter.write_dl([(name, entry.help) for name, entry in self.table.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """The commands that begin with `incomplete`, and the options."""
         commands = [
             CompletionItem(name, help=entry.help)
-            for name, entry in self._table.items()
+            for name, entry in self.table.items()
             if name.startswith(incomplete)
         ]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]

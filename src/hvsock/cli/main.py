@@ -71,7 +71,7 @@ class Root(LazyGroup):
             return self.invoke(context)
 
 
-@click.group(cls=Root, table=COMMANDS, help=_HELP, epilog=_EPILOG)
+@click.group(PROGRAM, cls=Root, table=COMMANDS, help=_HELP, epilog=_EPILOG)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def cli() -> None:
     """See :data:`_HELP`."""

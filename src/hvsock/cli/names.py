@@ -164,8 +164,8 @@ def _matching(names: Iterable[str], incomplete: str) -> list[CompletionItem[str]
 
 
 def _escaped(name: str) -> str:
-    """`name` as bash, which puts completions into the line as they are, has to be given it."""
-    return "".join(c if c.isalnum() or c in "_-./:@%+=," else f"\\{c}" for c in name)
+    """`name` for bash, which puts it into the line as it is; click's script takes one level of backslashes off."""
+    return "".join(c if c.isalnum() or c in "_-./:@%+=," else f"\\\\{c}" for c in name)
 
 
 def user_id(text: str) -> int:

@@ -59,7 +59,7 @@ class Flag(IntFlag):
     HIGH_VTL = 4
 
 
-_ALL_FLAGS = Flag.PASSTHRU | Flag.CONNECTED_SUSPEND | Flag.HIGH_VTL
+_UNKNOWN_FLAGS = ~int(Flag.PASSTHRU | Flag.CONNECTED_SUSPEND | Flag.HIGH_VTL)  # ~Flag leaves unknown bits out
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Request:
         magic, op, type_, flags, number, length, vm_id, service_id, token = _REQUEST.unpack_from(block)
         if magic != _MAGIC:
             raise ProtocolError("not a request of this version of hvsock")
-        if op not in Op._value2member_map_ or flags & ~_ALL_FLAGS or length > MAX_CALL_BYTES:
+        if op not in Op._value2member_map_ or flags & _UNKNOWN_FLAGS or length > MAX_CALL_BYTES:
             raise ProtocolError(f"not a request: op {op}, flags {flags:#x}, {length} bytes of parameters")
         call = None
         if op == Op.CALL:
@@ -228,7 +228,7 @@ class Courier:
         if len(data) != COURIER_BYTES:
             raise ProtocolError(f"a courier has {COURIER_BYTES} bytes, not {len(data)}")
         magic, flags, own_vm, own_service, peer_vm, peer_service, token = _COURIER.unpack(data)
-        if magic != _MAGIC or flags & ~_ALL_FLAGS:
+        if magic != _MAGIC or flags & _UNKNOWN_FLAGS:
             raise ProtocolError("not a courier of this version of hvsock")
         own = Address(VmId.from_bytes_le(own_vm), ServiceId.from_bytes_le(own_service))
         peer = Address(VmId.from_bytes_le(peer_vm), ServiceId.from_bytes_le(peer_service))

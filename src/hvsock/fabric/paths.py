@@ -50,7 +50,8 @@ def fabric_folder(environ: Mapping[str, str] | None = None) -> str:
     uid = os.getuid()
     if uid == 0:
         return "/run/hvsock"
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime):  # others are to be ignored, by the XDG base directory specification
         return os.path.join(runtime, "hvsock")
     return _private_folder(f"/tmp/hvsock-{uid}", uid)
 

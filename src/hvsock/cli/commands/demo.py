@@ -9,7 +9,7 @@ from typing import Any, Self
 import click
 
 from hvsock.cli.commands.status import service_table
-from hvsock.cli.outcome import ExitCode
+from hvsock.cli.outcome import CommandError
 from hvsock.cli.output import drawn, json_option, mark, plain, print_json, size_text, to_terminal
 from hvsock.cli.walkthrough import BULK_BYTES, Walk
 
@@ -27,7 +27,7 @@ if sys.platform != "linux":
     help="Size of the long transfer.",
 )
 @json_option
-def demo(mib: int, as_json: bool) -> int:
+def demo(mib: int, as_json: bool) -> None:
     """Walk through everything once, in a fabric of its own that needs no daemon and leaves nothing behind.
 
     Registers a service, creates the sockets, binds, connects by wildcard and by VmId, exchanges text and
@@ -38,23 +38,20 @@ def demo(mib: int, as_json: bool) -> int:
         result = Walk(_Silence(), mib << 20).run()
         print_json(result, one_line=True)
     elif to_terminal():
-        view = _LiveView()
-        with view:
-            walk = Walk(view, mib << 20)
-            result = walk.run()
+        with _LiveView() as view:
+            result = Walk(view, mib << 20).run()
             view.conclude(result)
     else:
-        walk = Walk(_Lines(), mib << 20)
-        result = walk.run()
-        if walk.service:
-            click.echo("\n".join(["", *plain(service_table([walk.service])), ""]))
-        click.echo(_verdict(result))
-    return ExitCode.OK if result["ok"] else ExitCode.FAILED
+        result = Walk(_Lines(), mib << 20).run()
+        if result["counters"]:
+            click.echo("\n".join(["", *plain(service_table([result["counters"]]))]))
+        if result["ok"]:
+            click.echo(f"\n{_verdict(result)}")
+    if not result["ok"]:
+        raise CommandError(f"the demo failed: {result['error']}")
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    if not result["ok"]:
-        return f"failed: {result['error']}"
     return f"all well: {size_text(result['bytes_received'])} in {result['seconds']:.1f} s"
 
 
@@ -123,7 +120,8 @@ class _LiveView(contextlib.AbstractContextManager["_LiveView"]):
 
         if result["counters"]:
             self._last = ["", drawn(service_table([result["counters"]]))]
-        self._last += ["", Text(_verdict(result), style="bold green" if result["ok"] else "bold red")]
+        if result["ok"]:
+            self._last += ["", Text(_verdict(result), style="bold green")]
 
     def _draw(self) -> Any:
         from rich.console import Group

@@ -1,0 +1,118 @@
+"""Running the command: in this process where that is enough, and as the installed program."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from click.testing import CliRunner, Result
+
+from hvsock.cli.main import cli
+
+PROGRAM = os.path.join(sysconfig.get_path("scripts"), "hvsock")
+PATIENCE = 30.0
+"""Seconds that anything may take here; nothing takes one."""
+
+_HEED_SIGINT = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def invoke(*arguments: str, code: int = 0, env: Mapping[str, str | None] | None = None) -> Result:
+    """Run the command in this process; its exit code must be `code`.
+
+    Where that is not 0 there is one line on standard error; but what doctor finds is on standard output.
+    """
+    result = CliRunner().invoke(cli, list(arguments), env=env)
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    if code and (code != 1 or arguments[0] != "doctor"):
+        assert_one_line(result.stderr)
+    return result
+
+
+def invoke_json(*arguments: str, code: int = 0) -> Any:
+    """What the command prints with --json."""
+    return json.loads(invoke(*arguments, "--json", code=code).stdout)
+
+
+def assert_one_line(text: str) -> None:
+    """An error is one line that says who it comes from."""
+    assert text.startswith("hvsock"), text
+    assert text.count("\n") == 1, text
+    assert text.endswith("\n"), text
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a child: this one, with `changes`, and no coverage or colour by chance."""
+    return {**os.environ, **changes}
+
+
+def hvsock(
+    *arguments: str, input: bytes = b"", code: int = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the installed program to its end; its exit code must be `code`."""
+    done = subprocess.run(
+        [PROGRAM, *arguments], input=input, capture_output=True, timeout=PATIENCE, env=env, check=False
+    )
+    assert done.returncode == code, (done.returncode, done.stdout[:1000], done.stderr)
+    return done
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The installed program, under way; it is killed at the end if it runs still."""
+    command = [PROGRAM, *arguments]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests that a shell runs in the background
+        command = [sys.executable, "-c", _HEED_SIGINT, *command]
+    with subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=env) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def line_of(stream: IO[bytes] | None) -> str:
+    """The next line of a child's pipe."""
+    assert stream is not None
+    found: list[bytes] = []
+    thread = threading.Thread(target=lambda: found.append(stream.readline()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found, "no line came"
+    return found[0].decode()
+
+
+@contextlib.contextmanager
+def listening(*arguments: str, **keywords: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """`hvsock listen --verbose` with `arguments`, once it listens."""
+    with started("listen", "--verbose", *arguments, **keywords) as process:
+        first = line_of(process.stderr)
+        assert first.startswith("hvsock: listening on "), first
+        yield process
+
+
+@contextlib.contextmanager
+def broker(folder: str, *options: str, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`hvsock up` in `folder`, once it is ready."""
+    with started("up", *options, env=environment(HVSOCK_DIR=folder, **changes)) as process:
+        line = line_of(process.stderr)
+        assert line == f"hvsock: the fabric is up in {folder} (process {process.pid})\n", line
+        yield process
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
+    """Wait for the end: exit code, and what came on standard output and error."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err

@@ -1,0 +1,237 @@
+"""What is open: by the kernel's word, over restarts, and from other network namespaces."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("the broker needs Linux", allow_module_level=True)
+
+import socket
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvsock.addresses import VmId
+from hvsock.fabric.broker import connections as module
+from hvsock.fabric.broker import liveness
+from hvsock.fabric.broker.connections import Connections
+
+HOST, GUEST = VmId.new(), VmId.new()
+HERE = liveness.own_namespace()
+
+
+class Kernel:
+    """Stands in for the kernel's list of sockets."""
+
+    def __init__(self) -> None:
+        self.live: set[int] = set()
+        self.elsewhere: dict[int, list[int]] = {}
+
+    def __call__(self, elsewhere: Mapping[int, Collection[int]]) -> frozenset[int]:
+        self.elsewhere = {namespace: list(pids) for namespace, pids in elsewhere.items()}
+        return frozenset(self.live)
+
+    def opened(self, connections: Connections, inode: int, row: int = 0) -> None:
+        """A connection that was handed over and counted."""
+        self.live.add(inode)
+        connections.counted(connections.begin(inode, row, (GUEST, HOST), 1, HERE))
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "connections")
+
+
+def test_what_is_open_is_counted_by_row_and_by_partition(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    for inode in (1, 2, 3):
+        kernel.opened(connections, inode, row=7)
+    kernel.live.add(4)
+    connections.counted(connections.begin(4, 8, (HOST, HOST), 1, HERE))
+    by_row, by_partition = connections.sweep()
+    assert by_row == {7: 3, 8: 1}
+    assert by_partition == {GUEST: 3, HOST: 4}
+    kernel.live -= {1, 4}
+    by_row, by_partition = connections.sweep()
+    assert by_row == {7: 2}
+    assert by_partition == {GUEST: 2, HOST: 2}
+    connections.close()
+    connections.close()
+
+
+def test_the_next_broker_goes_on(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    for inode in range(1, 11):
+        kernel.opened(connections, inode)
+    connections.close()
+    kernel.live -= {1, 2, 3}
+    again = Connections(path, kernel)
+    assert again.recovered == []
+    assert again.sweep()[0] == {0: 7}
+    for inode in range(11, 20):
+        kernel.opened(again, inode)
+    assert again.sweep()[0] == {0: 16}
+    assert again._used == 16
+    again.close()
+
+
+def test_what_a_killed_broker_did_not_count_is_recovered_if_it_was_handed_over(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    kernel.opened(connections, 1, row=5)
+    kernel.live |= {2}
+    connections.begin(2, 6, (GUEST, HOST), 1, HERE)  # killed after the hand-over
+    connections.begin(3, 6, (GUEST, HOST), 1, HERE)  # killed before it
+    connections.close()
+    again = Connections(path, kernel)
+    assert again.recovered == [6]
+    assert again.sweep()[0] == {5: 1, 6: 1}
+    again.close()
+    third = Connections(path, kernel)
+    assert third.recovered == []
+    third.close()
+
+
+def test_a_record_that_was_cancelled_is_used_again(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    kernel.live |= {1, 2}
+    record = connections.begin(1, 0, (GUEST, HOST), 1, HERE)
+    connections.cancel(record)
+    connections.cancel(None)
+    assert connections.sweep()[0] == {}
+    assert connections.begin(2, 0, (GUEST, HOST), 1, HERE) == record
+    connections.close()
+
+
+def test_ended_ones_make_room_without_a_report(path: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_SWEEP", 8)
+    connections = Connections(path, kernel)
+    for inode in range(1, 1000):
+        kernel.opened(connections, inode)
+        kernel.live.discard(inode - 3)
+    assert connections._used <= 16
+    assert connections.sweep()[0] == {0: 3}
+    connections.close()
+
+
+def test_more_than_can_be_followed_are_left_out(path: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RECORDS", 4)
+    monkeypatch.setattr(module, "FIRST_SWEEP", 8)
+    connections = Connections(path, kernel)
+    for inode in range(1, 8):
+        kernel.opened(connections, inode)
+    assert connections.sweep()[0] == {0: 4}
+    assert connections.begin(50, 0, (GUEST, HOST), 1, HERE) is None
+    connections.counted(None)
+    kernel.live -= {1, 2}
+    for inode in range(60, 70):  # the sweep that notices comes after a while
+        kernel.opened(connections, inode)
+    assert connections.sweep()[0] == {0: 4}
+    connections.close()
+
+
+@pytest.mark.parametrize("spoil", ["another boot", "another version", "another size"])
+def test_a_file_that_does_not_fit_starts_anew(
+    spoil: str, path: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connections = Connections(path, kernel)
+    kernel.opened(connections, 1)
+    connections.close()
+    if spoil == "another boot":
+        monkeypatch.setattr(liveness, "boot_id", lambda: bytes(16))
+    elif spoil == "another version":
+        with open(path, "r+b") as file:
+            file.write(b"HVSCON1\0")
+    else:
+        os.truncate(path, 5000)
+    with caplog.at_level(logging.WARNING, logger=module.__name__):
+        again = Connections(path, kernel)
+    assert "starts anew" in caplog.text
+    assert again.sweep()[0] == {}
+    kernel.opened(again, 2)
+    assert again.sweep()[0] == {0: 1}
+    again.close()
+
+
+def test_the_file_is_sparse(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    for inode in range(1, 100):
+        kernel.opened(connections, inode)
+    assert connections.sweep()[0] == {0: 99}
+    connections.close()
+    Connections(path, kernel).close()
+    assert os.stat(path).st_blocks * 512 < 100_000
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "end", "restart", "cancel", "look"]), st.integers(1, 30)), max_size=60))
+def test_it_agrees_with_a_model(acts: list[tuple[str, int]]) -> None:
+    kernel = Kernel()
+    path = f"/proc/self/fd/{os.memfd_create('connections')}"
+    connections = Connections(path, kernel)
+    try:
+        for act, inode in acts:
+            if act == "open" and inode not in kernel.live:
+                kernel.opened(connections, inode, row=inode % 3)
+            elif act == "end":
+                kernel.live.discard(inode)
+            elif act == "cancel" and inode not in kernel.live:
+                connections.cancel(connections.begin(inode, 2, (HOST, HOST), 1, HERE))
+            elif act == "restart":
+                connections.close()
+                connections = Connections(path, kernel)
+            elif act == "look":
+                by_row, _ = connections.sweep()
+                assert by_row == {
+                    row: count for row in range(3) if (count := sum(1 for one in kernel.live if one % 3 == row))
+                }
+        assert connections.sweep()[1].get(GUEST, 0) == len(kernel.live)
+    finally:
+        connections.close()
+        os.close(int(path.rsplit("/", 1)[1]))
+
+
+def test_processes_of_other_namespaces_are_asked_latest_first(path: str, kernel: Kernel) -> None:
+    connections = Connections(path, kernel)
+    for inode, pid, namespace in [(1, 10, HERE), (2, 20, 99), (3, 30, 99), (4, 20, 99), (5, 40, 98)]:
+        kernel.live.add(inode)
+        connections.begin(inode, 0, (GUEST, HOST), pid, namespace)
+    connections.sweep()
+    assert kernel.elsewhere == {99: [20, 30], 98: [40]}
+    connections.close()
+
+
+def test_the_kernels_own_list_has_living_sockets_alone() -> None:
+    one, other = socket.socketpair()
+    inode = os.fstat(one.fileno()).st_ino
+    with other:
+        with one:
+            assert inode in liveness.live_socket_inodes()
+            assert liveness.namespace_of(one) == HERE
+        assert inode not in liveness.live_socket_inodes()
+    assert HERE != 0
+
+
+def test_lists_of_other_namespaces_are_read_until_enough_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def table(path: str) -> list[int]:
+        read.append(path)
+        if path == "/proc/7/net/unix":
+            raise FileNotFoundError(path)
+        return [len(read)]
+
+    monkeypatch.setattr(liveness, "_table", table)
+    live = liveness.live_socket_inodes({5: [7, *range(100, 200)], 6: [8]})
+    assert len(read) == 1 + 1 + liveness.TABLES_PER_NAMESPACE + 1
+    assert live == frozenset(range(1, len(read) + 1)) - {2}

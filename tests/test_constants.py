@@ -1,0 +1,84 @@
+"""Every number and every name is that of the original, pinned one by one."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from enum import IntEnum
+
+import pytest
+
+from hvsock import constants, errors
+
+NUMBERS = {
+    "AF_HYPERV": 34,
+    "HV_PROTOCOL_RAW": 1,
+    "HVSOCKET_CONNECT_TIMEOUT": 1,
+    "HVSOCKET_CONTAINER_PASSTHRU": 2,
+    "HVSOCKET_CONNECTED_SUSPEND": 4,
+    "HVSOCKET_HIGH_VTL": 8,
+    "HVSOCKET_CONNECT_TIMEOUT_MAX": 300_000,
+    "HVSOCKET_CONNECT_TIMEOUT_DEFAULT": 2_000,
+    "HVSOCKET_ADDRESS_FLAG_PASSTHRU": 1,
+    "SOCKADDR_HV_BYTES": 36,
+    "VSOCK_PORT_MAX": 0xFFFFFFFF,
+    "VMADDR_CID_LOCAL": 1,
+    "VMADDR_CID_HOST": 2,
+    "VMADDR_CID_ANY": 0xFFFFFFFF,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers(name: str) -> None:
+    assert getattr(constants, name) == NUMBERS[name]
+
+
+def test_no_number_goes_untested() -> None:
+    assert {name for name in vars(constants) if name.isupper()} == set(NUMBERS)
+
+
+def test_options_can_be_told_from_linux_ones_of_the_same_number() -> None:
+    """SOL_SOCKET is 1 like HV_PROTOCOL_RAW, and SO_ERROR is 4 like HVSOCKET_CONNECTED_SUSPEND."""
+    assert isinstance(constants.HV_PROTOCOL_RAW, constants.ProtocolLevel)
+    options = {value for name, value in vars(constants).items() if isinstance(value, constants.HvsocketOption)}
+    assert options == set(constants.HvsocketOption)
+    assert issubclass(constants.HvsocketOption, IntEnum)
+    assert not isinstance(socket.SO_ERROR, constants.HvsocketOption)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="AF_VSOCK is of Linux")
+@pytest.mark.parametrize("name", ["VMADDR_CID_HOST", "VMADDR_CID_ANY"])
+def test_numbers_of_linux(name: str) -> None:
+    assert getattr(constants, name) == getattr(socket, name) & 0xFFFFFFFF
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_HYPERV"), reason="CPython has AF_HYPERV on Windows only")
+def test_numbers_of_cpython() -> None:
+    there = {name: getattr(socket, name) for name in NUMBERS if hasattr(socket, name)}
+    assert there == {name: NUMBERS[name] for name in there}
+
+
+@pytest.mark.parametrize(
+    ("error", "bases"),
+    [
+        (errors.UsageError, (errors.HvsockError, ValueError)),
+        (errors.NotFoundError, (errors.UsageError, LookupError)),
+        (errors.DuplicateError, (errors.UsageError,)),
+        (errors.RefusedError, (errors.HvsockError, PermissionError)),
+        (errors.NoFabricError, (errors.HvsockError, ConnectionError)),
+        (errors.StateError, (errors.HvsockError,)),
+        (errors.ProtocolError, (errors.HvsockError,)),
+    ],
+)
+def test_errors_are_what_callers_catch(
+    error: type[errors.HvsockError], bases: tuple[type[BaseException], ...]
+) -> None:
+    assert all(issubclass(error, base) for base in bases)
+    assert str(error("one line")) == "one line"
+
+
+def test_the_tree_of_errors_in_the_docstring_is_all_there_is() -> None:
+    there = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert errors.__doc__ is not None
+    told = {word for line in errors.__doc__.splitlines() for word in line.split() if word.endswith("Error")}
+    assert told - {"OSError"} - {"PermissionError", "ConnectionRefusedError", "TimeoutError"} == there

@@ -21,9 +21,9 @@ from hvsock.registry import Registry
 if sys.platform != "linux":
     raise ImportError("the benchmarks need Linux")
 
-CONNECTS = 2_000
+CONNECTS = 1_500
 """Connects of each client process in one run."""
-CLIENTS = 2
+CLIENTS = 4
 """Client processes at once."""
 
 

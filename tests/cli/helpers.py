@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -116,3 +117,34 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     """Wait for the end: exit code, and what came on standard output and error."""
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
+
+
+@contextlib.contextmanager
+def feeding(
+    process: subprocess.Popen[bytes], size: int, pause_at: int, pause: threading.Event
+) -> Iterator[list[str]]:
+    """Feed `size` bytes to a child, and wait for `pause` at some point; yields a list that gets the checksum."""
+    digests: list[str] = []
+
+    def feed() -> None:
+        assert process.stdin is not None
+        block = os.urandom(1 << 20)
+        checksum, done = hashlib.sha256(), 0
+        while done < size:
+            if done >= pause_at:
+                pause.wait(PATIENCE)
+            block = block[1:] + block[:1]
+            checksum.update(block)
+            process.stdin.write(block)
+            done += len(block)
+        process.stdin.close()
+        process.stdin = None
+        digests.append(checksum.hexdigest())
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield digests
+    finally:
+        pause.set()
+        thread.join()

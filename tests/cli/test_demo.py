@@ -10,6 +10,7 @@ import pty
 import re
 import socket as stdlib_socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from hvsock.cli.walkthrough import SERVICE_NAME, Walk
 from hvsock.sockets.socket import socket
 from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 from tests.support import sample
+
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MIB = str(sample(32, 256))
@@ -155,8 +159,7 @@ def with_clipboard(tmp_path: Path) -> dict[str, str]:
     script = tmp_path / "xclip"
     held = tmp_path / "held"
     script.write_text(
-        "#!/bin/sh\n"
-        f'case "$*" in *-o*) cat {held};; *) cat > {held}; sleep 20 & echo $! > {tmp_path}/pid;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *-o*) cat {held};; *) cat > {held}; sleep 20 & echo $! > {tmp_path}/pid;; esac\n'
     )
     script.chmod(0o755)
     return environment(PATH=f"{tmp_path}:{os.environ['PATH']}", DISPLAY=":77", WAYLAND_DISPLAY="")
@@ -218,6 +221,11 @@ def test_clip_without_any_clipboard(tmp_path: Path) -> None:
 
 def test_register_with_clip_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
-    monkeypatch.setattr("hvsock.cli.clipboard.copy", lambda text: copied.append(text) or "copied")
+
+    def copy(text: str) -> str:
+        copied.append(text)
+        return "copied"
+
+    monkeypatch.setattr("hvsock.cli.clipboard.copy", copy)
     result = invoke("service", "register", "a", "--clip", env={"HVSOCK_DIR": str(tmp_path / "f")})
     assert copied == [result.stdout.strip()]

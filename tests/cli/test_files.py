@@ -35,7 +35,8 @@ def test_json_carries_everything(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         if one["flags"]:  # in-box services came with the second registry
             del one["created"], one["changed"]
     assert after == before
-    assert invoke("service", "import", "all.json").stdout == "0 added, 0 changed, 5 skipped\n"
+    assert invoke("service", "import", "all.json", "--replace").stdout == "0 added, 0 changed, 5 skipped\n"
+    invoke("service", "import", "all.json", code=6)  # without --replace nothing that is registered is touched
 
 
 def test_reg_carries_ids_and_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_files_that_are_not_there(home: Path) -> None:
 
 
 def test_what_was_passed_over_is_said(home: Path) -> None:
-    text = "Windows Registry Editor Version 5.00\r\n\r\n[HKEY_LOCAL_MACHINE\\SOFTWARE\\Other]\r\n\"a\"=\"b\"\r\n"
+    text = 'Windows Registry Editor Version 5.00\r\n\r\n[HKEY_LOCAL_MACHINE\\SOFTWARE\\Other]\r\n"a"="b"\r\n'
     Path("other.reg").write_bytes(b"\xff\xfe" + text.encode("utf-16-le"))
     result = invoke("service", "import", "other.reg")
     assert result.stdout == "0 added, 0 changed, 0 skipped\n"

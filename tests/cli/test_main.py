@@ -17,11 +17,14 @@ from hvsock.cli.outcome import ExitCode, say
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import PROGRAM, environment, hvsock, invoke
 
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
+
 
 def entries() -> list[tuple[LazyGroup, str, Entry]]:
     """Every command behind a table, of groups too."""
     found: list[tuple[LazyGroup, str, Entry]] = []
-    groups: list[LazyGroup] = [cli]  # type: ignore[list-item]
+    groups: list[LazyGroup] = [cli]
     while groups:
         group = groups.pop()
         for name, entry in group.table.items():
@@ -32,7 +35,9 @@ def entries() -> list[tuple[LazyGroup, str, Entry]]:
     return found
 
 
-@pytest.mark.parametrize(("group", "name", "entry"), entries(), ids=lambda one: one if isinstance(one, str) else "")
+@pytest.mark.parametrize(
+    ("group", "name", "entry"), entries(), ids=lambda one: one if isinstance(one, str) else ""
+)
 def test_every_command_of_a_table_is_there_under_its_name(group: LazyGroup, name: str, entry: Entry) -> None:
     command = group.get_command(click.Context(group), name)
     assert command is not None
@@ -76,7 +81,9 @@ def test_without_arguments_it_shows_its_help_and_fails() -> None:
 
 
 def test_python_m_hvsock_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "hvsock", "--version"], capture_output=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-m", "hvsock", "--version"], capture_output=True, check=True, timeout=30
+    )
     assert done.stdout.startswith(b"hvsock ")
 
 
@@ -167,7 +174,9 @@ def test_completion_scripts_ask_the_command(shell: str) -> None:
 
 def completions(*words: str) -> list[str]:
     """What the command offers for the last of `words`."""
-    env = environment(_HVSOCK_COMPLETE="fish_complete", COMP_WORDS=" ".join(["hvsock", *words]), COMP_CWORD=words[-1])
+    env = environment(
+        _HVSOCK_COMPLETE="fish_complete", COMP_WORDS=" ".join(["hvsock", *words]), COMP_CWORD=words[-1]
+    )
     lines = hvsock(env=env).stdout.decode().splitlines()
     return [line.partition(",")[2].partition("\t")[0] for line in lines if line]
 
@@ -190,9 +199,7 @@ def test_completion_of_names(hvsock_fabric: EmbeddedFabric) -> None:
     assert completions("run", "--partition", "h") == ["host"]
 
 
-def test_completion_of_names_without_a_fabric_is_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_completion_of_names_without_a_fabric_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HVSOCK_DIR", str(tmp_path / "none"))
     assert completions("service", "show", "x") == []
     assert completions("partition", "remove", "x") == []

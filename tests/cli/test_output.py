@@ -26,7 +26,14 @@ def test_a_plain_table_without_rows_is_its_heading() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (256 << 20, "256.0 MiB"), (3 << 40, "3.0 TiB"), (5 << 50, "5120.0 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (256 << 20, "256.0 MiB"),
+        (3 << 40, "3.0 TiB"),
+        (5 << 50, "5120.0 TiB"),
+    ],
 )
 def test_sizes(number: int, text: str) -> None:
     assert size_text(number) == text

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from hvsock.fabric.embedded import EmbeddedFabric
-from tests.cli.helpers import hvsock, invoke, invoke_json
+from tests.cli.helpers import environment, hvsock, invoke, invoke_json
+
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
 
 
 def test_create_list_remove(hvsock_fabric: EmbeddedFabric) -> None:
@@ -98,3 +101,19 @@ def test_run_in_no_partition(hvsock_fabric: EmbeddedFabric) -> None:
     invoke("run", "--partition", "nonesuch", "true", code=5)
     invoke("run", "--partition", "6b0e1a4f-6d44-4ab3-9a8e-1f2f3a4b5c6d", "true", code=5)
     invoke("run", "--partition", "parent", "true", code=5)
+
+
+def test_run_needs_no_broker(tmp_path: Path) -> None:
+    folder = str(tmp_path / "kept")
+    with EmbeddedFabric(folder) as fabric:
+        web = fabric.create_partition("web01")
+    done = hvsock(
+        "run",
+        "--partition",
+        "WEB01",
+        sys.executable,
+        "-c",
+        SHOW,
+        env=environment(HVSOCK_DIR=folder, HVSOCK_PARTITION=""),
+    )
+    assert json.loads(done.stdout) == [folder, web.folder]

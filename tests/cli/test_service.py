@@ -7,6 +7,7 @@ import pty
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from hvsock.addresses import ServiceId
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
+
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -77,7 +81,9 @@ def test_register_by_id_port_and_alias(folder: Path) -> None:
     assert invoke_json("service", "show", ID)["name"] == "by id"
 
 
-@pytest.mark.parametrize("name", ["a b  c", "\u4f60\u597d", "Gr\u00fc\u00dfe", "it's \"quoted\" $HOME `id`", "-- --json", "[red]x[/red]"])
+@pytest.mark.parametrize(
+    "name", ["a b  c", "\u4f60\u597d", "Gr\u00fc\u00dfe", 'it\'s "quoted" $HOME `id`', "-- --json", "[red]x[/red]"]
+)
 def test_any_name_goes_in_and_comes_out(folder: Path, name: str) -> None:
     guid = hvsock("service", "register", "--", name).stdout.decode().strip()
     shown = hvsock("service", "show", "--", name).stdout.decode()
@@ -165,7 +171,16 @@ def test_a_vm_has_its_name_without_a_broker_too(hvsock_fabric: EmbeddedFabric, t
 def test_access(folder: Path) -> None:
     invoke("service", "register", "a")
     value = invoke_json(
-        "service", "access", "a", "--bind", "user:root", "--bind", "group:4242", "--connect", "everyone", "--no-wildcard-binds"
+        "service",
+        "access",
+        "a",
+        "--bind",
+        "user:root",
+        "--bind",
+        "group:4242",
+        "--connect",
+        "everyone",
+        "--no-wildcard-binds",
     )
     bind = {"everyone": False, "uids": [0], "gids": [4242]}
     connect = {"everyone": True, "uids": [], "gids": []}
@@ -197,3 +212,13 @@ def test_another_partition_makes_no_registry(tmp_path: Path) -> None:
     env = {"HVSOCK_DIR": str(tmp_path / "none"), "HVSOCK_PARTITION": str(tmp_path)}
     invoke("service", "register", "b", code=3, env=env)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has another's folder")
+def test_what_root_makes_in_anothers_folder_is_the_others(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 4242, 4243)
+    invoke("service", "register", "a")
+    found = (folder / "registry").stat()
+    assert (found.st_uid, found.st_gid) == (4242, 4243)
+    assert (folder / "registry" / "registry.db").stat().st_uid == 4242

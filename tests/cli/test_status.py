@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import hvsock
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import hvsock as run
 from tests.cli.helpers import invoke, invoke_json, line_of, started
+
+if sys.platform != "linux":
+    pytest.skip("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture

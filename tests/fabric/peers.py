@@ -65,8 +65,9 @@ class Connector:
         for _, events in poll.poll(seconds * 1000):
             if not events & select.POLLERR:
                 return 0
-            data = self.sock.recv(4096, socket.MSG_DONTWAIT)
-            if not data:
+            try:
+                data = self.sock.recv(4096, socket.MSG_DONTWAIT)
+            except ConnectionResetError:
                 return -1
             return messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])[0]
         return None
@@ -114,9 +115,12 @@ def start_connect(
 
 
 def take(listener: socket.socket) -> tuple[socket.socket, messages.Courier]:
-    """Accept a connection as hvsock does, from a listener that is a plain socket."""
+    """Accept a connection, with what came with it; from a Hyper-V socket or a bare one."""
     while True:
-        link, _ = listener.accept()
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        assert poll.poll(PATIENCE_SECONDS * 1000), "there is nothing to accept"
+        link, _ = socket.socket.accept(listener)
         with link:
             link.settimeout(0)
             found = accepting.take(link)

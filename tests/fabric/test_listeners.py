@@ -18,6 +18,7 @@ if sys.platform != "linux":
 import socket
 
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_WILDCARD, Address, ServiceId, VmId
+from hvsock.fabric import paths
 from hvsock.fabric.broker import listeners as module
 from hvsock.fabric.broker.listeners import Listener, Listeners
 from hvsock.topology.partitions import Kind, Partition, Tree
@@ -111,7 +112,7 @@ def test_what_cannot_be_told_counts_as_alive(load: Load, tree: Tree, monkeypatch
     def fails(folder: str, name: str, act: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(module.paths, "at", fails)
+    monkeypatch.setattr(paths, "at", fails)
     assert listeners.alive(listener)
 
 
@@ -245,14 +246,14 @@ def test_a_bind_or_listen_that_fails_leaves_nothing(
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(module.json, "dump", full)
+            patch.setattr(json, "dump", full)
             with pytest.raises(OSError, match="No space"):
                 listeners.mark_listening(listener)
             with pytest.raises(OSError, match="No space"):
                 bind(listeners, tree)
         assert not listener.listening
         with monkeypatch.context() as patch:
-            patch.setattr(module.paths, "at", full)
+            patch.setattr(paths, "at", full)
             with pytest.raises(OSError, match="No space"):
                 bind(listeners, tree)
         assert [*listeners] == [listener]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,14 @@ def test_a_user_has_a_folder_of_the_session_or_a_private_one(monkeypatch: pytest
 
 @root_only
 @pytest.mark.parametrize("relative", [{}, {"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": "relative"}])
-def test_without_a_session_the_folder_is_below_tmp(relative: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_session_the_folder_is_below_tmp(
+    relative: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "_private_folder", lambda path, uid: path)
     assert in_child(lambda: paths.fabric_folder(relative), User(NOBODY, NOBODY)) == f"/tmp/hvsock-{NOBODY}"
 
 
-def _private_in(folder: str) -> object:
+def _private_in(folder: str) -> Callable[[], str]:
     return lambda: paths._private_folder(f"{folder}/hvsock-{os.getuid()}", os.getuid())
 
 
@@ -121,8 +124,9 @@ def test_a_whole_fabric_works_in_a_deep_folder(letter: str, tmp_path: Path) -> N
         for type_ in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             with hvsock.create_server(("any", service.id), type=type_, partition=fabric.host.folder) as listener:
                 fabric.restart()
+                address = ("parent", "Deep")
                 with (
-                    hvsock.create_connection(("parent", "Deep"), 5, type=type_, partition=guest.folder) as connector,
+                    hvsock.create_connection(address, 5, type=type_, partition=guest.folder) as connector,
                     listener.accept()[0] as accepted,
                 ):
                     connector.sendall(b"from the deep")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import select
 import sys
@@ -41,9 +42,17 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
+def fails() -> None:
+    raise RuntimeError("a defect")
+
+
+def nothing() -> None:
+    pass
+
+
 def turn(reactor: Reactor) -> None:
     """One turn that waits for nothing."""
-    reactor.call_from_thread(lambda: None)
+    reactor.call_from_thread(nothing)
     reactor.run_once()
 
 
@@ -108,9 +117,9 @@ def test_a_timer_that_sets_itself_again_waits_for_the_next_turn(reactor: Reactor
 
 def test_a_failing_timer_or_call_harms_no_other(reactor: Reactor, caplog: pytest.LogCaptureFixture) -> None:
     ran = []
-    reactor.after(0, lambda: 1 / 0)
+    reactor.after(0, fails)
     reactor.after(0, lambda: ran.append("timer"))
-    reactor.call_from_thread(lambda: 1 / 0)
+    reactor.call_from_thread(fails)
     reactor.call_from_thread(lambda: ran.append("call"))
     with caplog.at_level(logging.CRITICAL, logger=module.__name__):
         reactor.run_once()
@@ -179,7 +188,7 @@ def test_an_event_of_a_closed_descriptor_is_not_told_to_the_next_with_its_number
     told: list[str] = []
     replaced: list[socket.socket] = []
 
-    def first(mine: int, events: int) -> None:
+    def first(mine: int) -> None:
         """Closes the other descriptor, which has an event in this batch, too, and opens a new one in its place."""
         victim = pairs[1 - mine][0]
         number = victim.fileno()
@@ -192,7 +201,7 @@ def test_an_event_of_a_closed_descriptor_is_not_told_to_the_next_with_its_number
         reactor.forget(pairs[mine][0].fileno())
 
     for index, (one, other) in enumerate(pairs):
-        reactor.watch(one.fileno(), select.EPOLLIN, lambda events, index=index: first(index, events))
+        reactor.watch(one.fileno(), select.EPOLLIN, functools.partial(lambda mine, events: first(mine), index))
         other.send(b"x")
     reactor.run_once()
     turn(reactor)
@@ -210,15 +219,17 @@ def test_it_stops_from_another_thread_and_before_it_runs(clock: FakeClock) -> No
     reactor.run()
     reactor.close()
     reactor.stop()
-    reactor.call_from_thread(lambda: None)
+    reactor.call_from_thread(nothing)
 
 
 def test_calls_from_threads_all_arrive(reactor: Reactor) -> None:
     ran: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: [reactor.call_from_thread(lambda: ran.append(1)) for _ in range(100)])
-        for _ in range(4)
-    ]
+
+    def call() -> None:
+        for _ in range(100):
+            reactor.call_from_thread(lambda: ran.append(1))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
     while len(ran) < 400:

@@ -169,15 +169,18 @@ def test_what_a_killed_creator_left_is_swept_away(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
 
 
-def test_a_creator_that_is_overtaken_uses_the_others_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hand_over = database._hand_over
+@pytest.mark.parametrize("step", ["_is_owner", "_image", "_hand_over"])
+def test_a_creator_that_is_overtaken_uses_the_others_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    original = getattr(database, step)
 
-    def overtaken(descriptor: int, folder: os.stat_result) -> None:
+    def overtaken(*arguments: Any) -> Any:
         monkeypatch.undo()
         register(tmp_path, "faster")
-        hand_over(descriptor, folder)
+        return original(*arguments)
 
-    monkeypatch.setattr(database, "_hand_over", overtaken)
+    monkeypatch.setattr(database, step, overtaken)
     assert names(tmp_path) == ["faster"]
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
 
@@ -204,6 +207,7 @@ def test_a_journal_without_its_file_is_not_rolled_back_into_a_new_one(tmp_path: 
 def foreign(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE mine (x)")
+        connection.execute("PRAGMA user_version = 1")
 
 
 def newer(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import socket
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
+
+import pytest
 
 import hvsock
 from hvsock import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId
@@ -240,13 +241,9 @@ class Job(Generic[T]):
 @contextlib.contextmanager
 def fails(*codes: int) -> Iterator[None]:
     """Requires an OSError with one of these numbers, of the class that stands for it."""
-    try:
+    with pytest.raises(OSError, check=lambda error: error.errno in codes) as caught:
         yield
-    except OSError as error:
-        assert error.errno in codes, repr(error)
-        assert type(error) is type(OSError(error.errno, "")), repr(error)
-        return
-    raise AssertionError(f"no OSError with {', '.join(errno.errorcode[code] for code in codes)}")
+    assert type(caught.value) is type(OSError(caught.value.errno, ""))
 
 
 def writable(sock: socket.socket, seconds: float = WAIT_SECONDS) -> bool:

@@ -48,11 +48,22 @@ def open_registry(*, make: bool = False) -> Registry:
             f"unset {paths.PARTITION_VARIABLE}"
         )
     elif make:
-        for path in (folder, where):
-            os.makedirs(path, mode=0o700, exist_ok=True)
+        _make_folders(folder, where)
     if not os.path.lexists(where):
         raise NoFabricError(f"there is no fabric in {folder}; start one with: hvsock up")
     return Registry(where, read_only_because=foreign)
+
+
+def _make_folders(folder: str, registry: str) -> None:
+    """Make the fabric's folder and the registry's; what root makes in somebody else's folder is theirs."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    try:
+        os.mkdir(registry, 0o700)
+    except FileExistsError:
+        return
+    if sys.platform != "win32" and os.geteuid() == 0:
+        owner = os.stat(folder)
+        os.chown(registry, owner.st_uid, owner.st_gid)
 
 
 def vm_id_of(text: str) -> VmId:

@@ -36,7 +36,7 @@ PATIENCE_SECONDS: Final = 30.0
 """How long any one call on a socket may take; each takes milliseconds on a machine at rest."""
 
 _COUNT = struct.Struct("<Q")
-_QUESTION: Final = "Hello from the guest: Gr\u00fc\u00dfe, \u4f60\u597d"
+_QUESTION: Final = "Gr\u00fc\u00dfe from the guest, \u4f60\u597d"
 _ANSWER: Final = "Hello from the host"
 
 
@@ -132,12 +132,12 @@ class Walk:
         with self._step("Connect by VmId") as found:
             downward = self._connect(stack, fabric.host, guest.id, on_guest)
             self._check_addresses(downward[0], guest.id, downward[1], hvsock.HV_GUID_PARENT)
-            found(f"host to {guest.id}; {guest.name} sees its parent")
+            found(f"host to {guest.name}'s VmId; {guest.name} sees its parent")
         with self._step("Exchange text") as found:
             for asking, answering in (upward, downward):
                 self._say(asking, answering, _QUESTION)
                 self._say(answering, asking, _ANSWER)
-            found(f"\u201c{_QUESTION}\u201d and \u201c{_ANSWER}\u201d, on both connections")
+            found(f"\u201c{_QUESTION}\u201d, \u201c{_ANSWER}\u201d; on both")
         with self._step("Wait with select") as found:
             found(self._select(stack, guest, on_host))
         with self._step(f"Exchange {self._bulk_bytes >> 20} MiB") as found:

@@ -59,7 +59,10 @@ def check_partition_name(name: str) -> str:
 
 
 class Tree:
-    """The partitions of one fabric; holds that there is one host and that every parent exists."""
+    """The partitions of one fabric; holds that there is one host and that every parent exists.
+
+    ``changes`` counts up with every partition that is added or removed.
+    """
 
     def __init__(self, host: Partition) -> None:
         if host.kind is not Kind.HOST or host.parent is not None:
@@ -67,6 +70,7 @@ class Tree:
         if host.id in WELL_KNOWN_VMIDS.values():
             raise ValueError(f"the id {host.id} stands for partitions and is none's own")
         self.host = host
+        self.changes = 0
         self._by_id: dict[VmId, Partition] = {host.id: host}
         self._by_name: dict[str, Partition] = {host.name.casefold(): host}
         self._children: dict[VmId, dict[VmId, Partition]] = {host.id: {}}
@@ -118,6 +122,7 @@ class Tree:
         self._by_name[partition.name.casefold()] = partition
         self._children[partition.id] = {}
         self._children[partition.parent][partition.id] = partition
+        self.changes += 1
 
     def remove(self, partition: Partition) -> None:
         """Take out a partition that has no children.
@@ -132,3 +137,4 @@ class Tree:
             raise UsageError(f"partitions run in {partition.name!r}: remove {inside} first")
         del self._by_id[partition.id], self._by_name[partition.name.casefold()], self._children[partition.id]
         del self._children[partition.parent][partition.id]
+        self.changes += 1

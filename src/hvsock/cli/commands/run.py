@@ -43,6 +43,10 @@ def run(name: str, command: tuple[str, ...]) -> NoReturn:
     try:
         os.execvpe(command[0], command, environ)
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        code = ExitCode.NO_SUCH_COMMAND if missing else ExitCode.CANNOT_EXECUTE
-        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", code) from None
+        import shutil
+
+        if isinstance(error, FileNotFoundError | NotADirectoryError) or (
+            os.sep not in command[0] and shutil.which(command[0]) is None  # a folder in PATH may not be entered
+        ):
+            raise CommandError(f"there is no command {command[0]!r}", ExitCode.NO_SUCH_COMMAND) from None
+        raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", ExitCode.CANNOT_EXECUTE) from None

@@ -26,6 +26,7 @@ from .listeners import Listener, Listeners
 from .quota import Quota
 from .reactor import Clock, Reactor
 from .services import Services
+from .verdicts import Verdicts
 from .waiting import WaitingRoom
 
 if sys.platform != "linux":
@@ -86,6 +87,7 @@ class Broker:
             self._rules: Rules[Listener] = Rules(
                 self.tree, self.services.by_id, self.listeners.by_key, Owner(os.geteuid(), folder.admin_gid)
             )
+            self.verdicts = Verdicts(self._rules, self.listeners)
             folder.save_tree(self.tree)
             folder.remove_stale_partitions(self.tree)
             self.gates = Gates(self, descriptors // CLIENTS_SHARE)

@@ -93,7 +93,7 @@ class Handover:
     def _attempt(self) -> None:
         broker, client, wanted = self._broker, self._client, self._request.address
         assert wanted is not None, "a connect has an address"
-        rules = broker.rules
+        broker.look()
         self._service_id = broker.services.real(wanted.service_id)
         self._row = broker.row_of(self._service_id)
         question = decision.Request(
@@ -105,7 +105,7 @@ class Handover:
             client.subject,
         )
         for _ in range(ROUNDS_PER_ATTEMPT):
-            verdict = rules.connect(question)
+            verdict = broker.verdicts.connect(question)
             if isinstance(verdict, Refusal):
                 self._refuse(verdict)
                 return

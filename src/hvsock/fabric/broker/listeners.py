@@ -92,6 +92,7 @@ class Listeners:
     def __init__(self, folder: str, tree: Tree) -> None:
         self.folder = folder
         self.by_key: dict[tuple[VmId, ServiceId], list[Listener]] = {}
+        self.changes = 0  # counts up with every change of what connects may find
         self._quota = Quota(tree.host.id, MAX_LISTENERS, MAX_LISTENERS_PER_PARTITION)
         self._by_id: dict[bytes, Listener] = {}
         self._in_turn: deque[Listener] = deque()
@@ -166,11 +167,13 @@ class Listeners:
         if not listener.listening:
             self._write(listener, listening=True)
             listener.listening = True
+            self.changes += 1
 
     def remove(self, listener: Listener) -> None:
         """Forget a listener and unlink its socket; who still has the socket gets no new connections."""
         if self._by_id.pop(listener.id, None) is None:
             return
+        self.changes += 1
         self._quota.give_back(listener.partition)
         siblings = self.by_key[listener.key]
         siblings.remove(listener)
@@ -206,6 +209,7 @@ class Listeners:
         return False
 
     def _add(self, listener: Listener) -> None:
+        self.changes += 1
         self._by_id[listener.id] = listener
         self._in_turn.append(listener)
         self._quota.take(listener.partition)

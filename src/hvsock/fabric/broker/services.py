@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Mapping
 from typing import Final
 
 from hvsock.addresses import ServiceId, VmId
 from hvsock.errors import HvsockError
 from hvsock.registry import Registry, ServiceEntry
+from hvsock.registry.database import FILE_NAME, GLANCE_TIMEOUT_MS, JOURNAL_SUFFIX
 from hvsock.topology.access import Service
 
 log = logging.getLogger(__name__)
 
+SETTLED_NANOSECONDS: Final = 50_000_000
+"""Age of a file's last change from which on the next one has another time: kernels count in ticks of 10 ms."""
 COMPLAINT_SECONDS: Final = 10.0
 """Pause between two lines in the log about a registry that cannot be read."""
 
@@ -30,6 +35,8 @@ class Services:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._registry = Registry(folder)
+        self._path = os.path.join(folder, FILE_NAME)
+        self._unchanged: tuple[int, int, int] | None = None
         self._entries: list[ServiceEntry] | None = None
         self._complained_at: float | None = None
         try:
@@ -44,6 +51,11 @@ class Services:
 
     def look(self, now: float) -> Mapping[ServiceId, Service]:
         """The services as they are `now`; also kept in ``by_id``."""
+        mark = self._mark()
+        if mark is not None and mark == self._unchanged:
+            return self.by_id
+        started = time.monotonic()
+        settled = mark is not None and time.time_ns() - mark[0] > SETTLED_NANOSECONDS and not self._being_written()
         try:
             services = self._registry.services()
         except HvsockError as error:
@@ -54,7 +66,22 @@ class Services:
         if services is not self.by_id:
             self.by_id = services
             self._entries = None
+        # a registry that is locked answers with what it last knew, after it has waited
+        answered = time.monotonic() - started < GLANCE_TIMEOUT_MS / 1000
+        self._unchanged = mark if settled and answered else None
         return services
+
+    def _mark(self) -> tuple[int, int, int] | None:
+        """What a commit changes about the file; asked for each connect, as SQLite takes ten times as long."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _being_written(self) -> bool:
+        """Whether a commit may be under way whose writes are in the file already."""
+        return os.path.exists(self._path + JOURNAL_SUFFIX)
 
     def real(self, service_id: ServiceId) -> ServiceId:
         """The service that a ServiceId means: a port alias of the template stands for its service."""

@@ -1,0 +1,152 @@
+"""A broker as a process: signals, systemd, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("the broker needs Linux", allow_module_level=True)
+
+import socket
+
+import hvsock
+from hvsock.errors import NoFabricError
+from hvsock.fabric import client
+from hvsock.fabric.broker import server
+from hvsock.registry import Registry
+from tests.fabric.peers import start_connect, wait_until
+
+_CODE = "import sys; from hvsock.fabric.broker.server import serve; serve(sys.argv[1], grace_seconds=float(sys.argv[2]))"
+
+
+@contextmanager
+def served(folder: Path, grace_seconds: float = 5.0) -> Iterator[subprocess.Popen[bytes]]:
+    """A broker's process that has told systemd that it is ready."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(folder.parent / "notify"))
+        systemd.settimeout(10)
+        environ = {**os.environ, "NOTIFY_SOCKET": str(folder.parent / "notify")}
+        command = [sys.executable, "-c", _CODE, str(folder), str(grace_seconds)]
+        with subprocess.Popen(command, env=environ) as process:
+            try:
+                said = systemd.recv(1000).decode()
+                assert said == f"READY=1\nMAINPID={process.pid}\nSTATUS=serving {folder}"
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+    (folder.parent / "notify").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(number: int, tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    with served(folder) as process:
+        host = str(folder / "partitions" / "host")
+        assert client.call(host, "ping") == {"pid": process.pid, "partition": "host"}
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert os.listdir(host) == []
+        with pytest.raises(NoFabricError):
+            client.call(host, "ping")
+    with served(folder) as process:
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_requests_under_way_have_a_grace_period(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    host = str(folder / "partitions" / "host")
+    with served(folder, grace_seconds=30) as process:
+        service = _register(folder)
+        with hvsock.create_server(("loopback", service), backlog=0, partition=host) as listener:
+            first = start_connect(host, ("e0e16197-dd56-4a10-9195-5ee7a155a838", service))
+            assert first.settled() == 0
+            waiting = start_connect(host, ("e0e16197-dd56-4a10-9195-5ee7a155a838", service), milliseconds=20_000)
+            wait_until(lambda: client.call(host, "status")["connecting"] == 1)
+            process.terminate()
+            wait_until(lambda: not os.path.exists(f"{host}/stream"))
+            assert waiting.outcome() is None
+            listener.accept()[0].close()
+            assert waiting.settled() == 0
+            assert process.wait(10) == 0
+            listener.accept()[0].close()
+            first.close()
+            waiting.close()
+
+
+def test_the_grace_period_ends_and_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    host = str(folder / "partitions" / "host")
+    for grace, second in ((0.1, False), (60.0, True)):
+        with served(folder, grace_seconds=grace) as process:
+            service = _register(folder)
+            with hvsock.create_server(("loopback", service), backlog=0, partition=host):
+                first = start_connect(host, ("e0e16197-dd56-4a10-9195-5ee7a155a838", service))
+                assert first.settled() == 0
+                waiting = start_connect(
+                    host, ("e0e16197-dd56-4a10-9195-5ee7a155a838", service), milliseconds=60_000
+                )
+                wait_until(lambda: client.call(host, "status")["connecting"] == 1)
+                process.terminate()
+                wait_until(lambda: not os.path.exists(f"{host}/stream"))
+                if second:
+                    time.sleep(0.05)
+                    assert process.poll() is None
+                    process.terminate()
+                assert process.wait(10) == 0
+                assert waiting.settled() == -1
+                first.close()
+                waiting.close()
+
+
+def test_many_signals_do_no_harm(tmp_path: Path) -> None:
+    with served(tmp_path / "fabric") as process:
+        for _ in range(20):
+            process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_two_processes_do_not_share_a_fabric(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    with served(folder) as process:
+        command = [sys.executable, "-c", _CODE, str(folder), "1"]
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert other.returncode != 0
+        assert f"a broker runs in {folder} already (process {process.pid})" in other.stderr
+        assert client.call(str(folder / "partitions" / "host"), "ping")["pid"] == process.pid
+
+
+def test_it_takes_all_descriptors_that_it_may_have(tmp_path: Path) -> None:
+    with served(tmp_path / "fabric") as process:
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract", "gone"])
+def test_systemd_is_told_where_it_asks(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        name = f"hvsock-test-{os.getpid()}" if kind == "abstract" else str(tmp_path / "notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if kind == "abstract" else name)
+        if kind != "gone":
+            systemd.bind(f"\0{name}" if kind == "abstract" else name)
+        server.notify("READY=1")
+        if kind != "gone":
+            assert systemd.recv(100) == b"READY=1"
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    server.notify("READY=1")
+
+
+def _register(folder: Path) -> str:
+    with Registry(folder / "registry") as registry:
+        return str(registry.register(f"Service {time.monotonic_ns()}").id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -13,16 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from hvsock.addresses import Address
+import pytest
+
+from hvsock.addresses import Address, ServiceId, VmId
 from hvsock.fabric import messages, paths
 from hvsock.fabric.broker.broker import Broker
 from hvsock.fabric.broker.folder import FabricFolder
 from hvsock.fabric.messages import Flag, Op, Request
 from hvsock.sockets import accepting
 
-assert sys.platform == "linux"
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux")
 
 T = TypeVar("T")
 
@@ -38,6 +42,14 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_SECOND
         time.sleep(0.002)
 
 
+@contextmanager
+def fails_with(code: int, text: str = "") -> Iterator[None]:
+    """Requires that the body raises an OSError with that errno."""
+    with pytest.raises(OSError, match=re.escape(text) if text else None) as caught:
+        yield
+    assert caught.value.errno == code
+
+
 def control(folder: str, type_: int = socket.SOCK_STREAM) -> socket.socket:
     """A socket that is connected to a control socket of the partition in `folder`."""
     name = paths.STREAM_SOCKET if type_ == socket.SOCK_STREAM else paths.SEQPACKET_SOCKET
@@ -49,6 +61,22 @@ def control(folder: str, type_: int = socket.SOCK_STREAM) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def read_errno(sock: socket.socket) -> int:
+    """The errno of the reply to a request.
+
+    Raises:
+        ConnectionResetError: there is none.
+    """
+    for last in (False, True):
+        try:
+            data = sock.recv(4096)
+            break
+        except ConnectionResetError:  # which comes ahead of the reply on a SOCK_SEQPACKET socket
+            if last:
+                raise
+    return messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])[0]
 
 
 @dataclass
@@ -66,10 +94,9 @@ class Connector:
             if not events & select.POLLERR:
                 return 0
             try:
-                data = self.sock.recv(4096, socket.MSG_DONTWAIT)
+                return read_errno(self.sock)
             except ConnectionResetError:
                 return -1
-            return messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])[0]
         return None
 
     def settled(self) -> int:
@@ -82,7 +109,7 @@ class Connector:
         """Close the connecting end."""
         self.sock.close()
 
-    def __enter__(self) -> Connector:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -99,7 +126,9 @@ def start_connect(
 ) -> Connector:
     """Begin a connect from the partition in `folder`."""
     token = os.urandom(16)
-    request = Request(Op.CONNECT, Address(*address), type_, flags, milliseconds, token)  # type: ignore[arg-type]
+    request = Request(
+        Op.CONNECT, Address(VmId(address[0]), ServiceId(address[1])), type_, flags, milliseconds, token
+    )
     name = paths.STREAM_SOCKET if type_ == socket.SOCK_STREAM else paths.SEQPACKET_SOCKET
     sock = socket.socket(socket.AF_UNIX, type_)
     try:

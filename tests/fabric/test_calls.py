@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from hvsock.fabric import client, messages
 from hvsock.fabric.broker import broker as broker_module
 from hvsock.fabric.broker import calls as module
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
+from hvsock.registry import Registry
 from hvsock.topology.access import Allowed
 from tests.fabric.peers import control, open_folder, running
 from tests.registry.processes import User, in_child
@@ -120,7 +122,7 @@ def test_a_lone_surrogate_gets_nowhere(fabric: EmbeddedFabric) -> None:
         call = {"method": "partition.create", "name": "x", "kind": "vm", "group": "g"}
         if name in ("vm", "service"):
             call = {"method": "resolve"}
-        body = messages.json.dumps({**call, name: "@"}).replace('"@"', spelt).encode()  # type: ignore[attr-defined]
+        body = json.dumps({**call, name: "@"}).replace('"@"', spelt).encode()
         with control(fabric.host.folder) as sock:
             sock.sendall(_request(body))
             head = sock.recv(messages.REPLY_HEADER_BYTES)
@@ -220,14 +222,18 @@ def test_a_user_in_more_groups_than_can_be_seen_is_none_of_the_admins() -> None:
     with open_folder() as folder, running(folder, admin_gid=ADMINS, shared=True):
         many = User(NOBODY, NOBODY, (*range(1000, 1300), ADMINS))
         with pytest.raises(RefusedError):
-            in_child(lambda: client.call(f"{folder}/partitions/host", "partition.create", name="m", kind="vm"), many)
+            in_child(
+                lambda: client.call(f"{folder}/partitions/host", "partition.create", name="m", kind="vm"), many
+            )
         primary = User(NOBODY, ADMINS, tuple(range(1000, 1300)))
-        in_child(lambda: client.call(f"{folder}/partitions/host", "partition.create", name="m", kind="vm"), primary)
+        in_child(
+            lambda: client.call(f"{folder}/partitions/host", "partition.create", name="m", kind="vm"), primary
+        )
 
 
 @root_only
 def test_without_shared_nobody_else_gets_in(fabric: EmbeddedFabric) -> None:
-    os.chmod(fabric.folder, 0o755)  # noqa: S103
+    os.chmod(fabric.folder, 0o755)
     with pytest.raises(PermissionError):
         in_child(lambda: client.call(fabric.host.folder, "ping"), User(NOBODY, NOBODY))
 
@@ -245,7 +251,7 @@ def test_a_partition_may_be_given_to_a_user() -> None:
 def test_the_settings_of_a_service_say_who_may_bind_and_connect() -> None:
     with open_folder() as folder, running(folder, shared=True):
         host = f"{folder}/partitions/host"
-        with hvsock.registry.Registry(f"{folder}/registry") as registry:  # type: ignore[attr-defined]
+        with Registry(f"{folder}/registry") as registry:
             service = registry.register("Demo")
 
             def serve() -> None:
@@ -362,7 +368,9 @@ def test_an_explanation_of_nonsense_is_refused(parameters: dict[str, Any], fabri
     assert host_call(fabric, "ping")
 
 
-def test_services_that_are_enabled_are_listed_for_everybody(fabric: EmbeddedFabric, guest: PartitionHandle) -> None:
+def test_services_that_are_enabled_are_listed_for_everybody(
+    fabric: EmbeddedFabric, guest: PartitionHandle
+) -> None:
     service = fabric.registry.register("Demo", port_alias=5000)
     fabric.register("Disabled")
     fabric.registry.set_enabled("Disabled", False, guest.id)

@@ -125,7 +125,9 @@ def test_ended_ones_make_room_without_a_report(path: str, kernel: Kernel, monkey
     connections.close()
 
 
-def test_more_than_can_be_followed_are_left_out(path: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_can_be_followed_are_left_out(
+    path: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_RECORDS", 4)
     monkeypatch.setattr(module, "FIRST_SWEEP", 8)
     connections = Connections(path, kernel)
@@ -174,7 +176,11 @@ def test_the_file_is_sparse(path: str, kernel: Kernel) -> None:
     assert os.stat(path).st_blocks * 512 < 100_000
 
 
-@given(st.lists(st.tuples(st.sampled_from(["open", "end", "restart", "cancel", "look"]), st.integers(1, 30)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["open", "end", "restart", "cancel", "look"]), st.integers(1, 30)), max_size=60
+    )
+)
 def test_it_agrees_with_a_model(acts: list[tuple[str, int]]) -> None:
     kernel = Kernel()
     path = f"/proc/self/fd/{os.memfd_create('connections')}"

@@ -145,7 +145,7 @@ def test_damaged_partitions_are_left_as_they_are(text: str, tmp_path: Path) -> N
     (tmp_path / "state").mkdir()
     path = tmp_path / "state" / "partitions.json"
     path.write_text(text)
-    with leak_check(), pytest.raises(StateError, match="partitions.json"):
+    with leak_check(), pytest.raises(StateError, match=r"partitions\.json"):
         EmbeddedFabric(str(tmp_path))
     assert path.read_text() == text
 
@@ -216,7 +216,9 @@ def test_a_folder_is_never_handed_down_to_the_next_owner() -> None:
         assert mode(again["folder"]) == 0o700
 
 
-def test_a_link_in_place_of_a_control_socket_leads_the_broker_nowhere(fabric: EmbeddedFabric, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_control_socket_leads_the_broker_nowhere(
+    fabric: EmbeddedFabric, tmp_path: Path
+) -> None:
     """The owner of a partition's folder may put anything there while the broker is away."""
     guest = fabric.create_partition("web01")
     victim = tmp_path / "victim"

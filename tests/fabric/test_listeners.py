@@ -52,7 +52,9 @@ def bind(listeners: Listeners, tree: Tree, address: Address = ADDRESS) -> tuple[
 
 
 @pytest.mark.parametrize("type_", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_a_listener_is_found_again_while_its_socket_lives(type_: int, load: Load, tree: Tree, tmp_path: Path) -> None:
+def test_a_listener_is_found_again_while_its_socket_lives(
+    type_: int, load: Load, tree: Tree, tmp_path: Path
+) -> None:
     first = load()
     listener, bound = first.bind(tree.host.id, ADDRESS, type_, uid=5, pid=6)
     assert [*first] == [listener]
@@ -128,7 +130,9 @@ def test_removing_forgets_and_unlinks(load: Load, tree: Tree, tmp_path: Path) ->
         assert {path.stem for path in tmp_path.iterdir()} == {other.id.hex()}
 
 
-def test_dead_ones_are_looked_after_with_each_bind(load: Load, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_ones_are_looked_after_with_each_bind(
+    load: Load, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listeners = load()
     alive, kept = bind(listeners, tree)
     with kept:

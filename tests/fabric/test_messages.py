@@ -15,7 +15,9 @@ from hvsock.fabric import messages
 from hvsock.fabric.messages import Courier, Flag, Op, Reply, Request
 
 ids = st.binary(min_size=16, max_size=16)
-addresses = st.builds(lambda vm, service: Address(VmId.from_bytes_le(vm), ServiceId.from_bytes_le(service)), ids, ids)
+addresses = st.builds(
+    lambda vm, service: Address(VmId.from_bytes_le(vm), ServiceId.from_bytes_le(service)), ids, ids
+)
 words = st.integers(0, 0xFFFFFFFF)
 flags = st.sampled_from([Flag(bits) for bits in range(8)])
 json_values = st.recursive(
@@ -23,7 +25,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-parameters = st.dictionaries(st.text(max_size=8), json_values, max_size=3).map(lambda found: {**found, "method": "m"})
+parameters = st.dictionaries(st.text(max_size=8), json_values, max_size=3).map(
+    lambda found: {**found, "method": "m"}
+)
 plain_requests = st.builds(
     Request, st.sampled_from([Op.CONNECT, Op.BIND, Op.LISTEN]), addresses, words, flags, words, ids, st.none()
 )
@@ -45,7 +49,9 @@ def test_a_request_comes_back_whole_and_not_cut_or_with_a_tail(request: Request)
 
 def test_a_request_without_an_address_has_zeros() -> None:
     unpacked = Request.unpack(Request(Op.LISTEN, number=7).pack())
-    assert unpacked.address == Address(VmId("0" * 8 + "-0000" * 3 + "-" + "0" * 12), ServiceId.from_bytes_le(bytes(16)))
+    assert unpacked.address == Address(
+        VmId("0" * 8 + "-0000" * 3 + "-" + "0" * 12), ServiceId.from_bytes_le(bytes(16))
+    )
     assert unpacked.number == 7
 
 
@@ -58,7 +64,9 @@ def test_foreign_bytes_are_no_request(data: bytes) -> None:
 
 
 @given(plain_requests | calls, st.data())
-def test_a_request_with_a_spoilt_byte_is_a_request_or_a_protocol_error(request: Request, data: st.DataObject) -> None:
+def test_a_request_with_a_spoilt_byte_is_a_request_or_a_protocol_error(
+    request: Request, data: st.DataObject
+) -> None:
     block = bytearray(request.pack())
     for _ in range(data.draw(st.integers(1, 4))):
         # spoil the head and the parameters rather than the padding

@@ -26,7 +26,11 @@ from hvsock.fabric.broker import server
 from hvsock.registry import Registry
 from tests.fabric.peers import start_connect, wait_until
 
-_CODE = "import sys; from hvsock.fabric.broker.server import serve; serve(sys.argv[1], grace_seconds=float(sys.argv[2]))"
+_CODE = """
+import sys
+from hvsock.fabric.broker.server import serve
+serve(sys.argv[1], grace_seconds=float(sys.argv[2]))
+"""
 
 
 @contextmanager

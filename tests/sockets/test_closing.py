@@ -26,7 +26,7 @@ from tests.sockets.support import (
 )
 
 DATA = bytes(range(256)) * 100
-"""What one connection holds. A send with a time-out waits for poll, which wants three quarters of the buffer free."""
+"""What a connection holds: a send with a time-out waits for poll, which wants most of the buffer free."""
 
 
 @pytest.fixture(params=["connector sends", "accepted end sends"])

@@ -184,6 +184,8 @@ class Client:
             if self._owe():
                 self.gate.broker.reactor.watch(self.sock.fileno(), select.EPOLLOUT | select.EPOLLET, self.ready)
                 return
+        except OSError:
+            pass  # the peer is gone; there is nobody to tell
         self.drop()
 
     def _owe(self) -> bool:

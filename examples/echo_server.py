@@ -18,11 +18,11 @@ def main(service: str) -> None:
     selector = selectors.DefaultSelector()
     listener = hvsock.create_server(("children", service))
     listener.setblocking(False)
-    selector.register(listener, selectors.EVENT_READ)
+    selector.register(listener, selectors.EVENT_READ, data="listener")
     print(f"serving {service} on {listener.getsockname()}", flush=True)
     while True:
         for key, _ in selector.select():
-            if key.fileobj is listener:
+            if key.data == "listener":
                 try:
                     connection, peer = listener.accept()
                 except BlockingIOError:

@@ -31,7 +31,7 @@ from tests.cli.helpers import hvsock as run
 from tests.support import sample
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 NAME = "HV Socket Demo \u2713"
 

@@ -22,7 +22,7 @@ from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 from tests.support import sample
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MIB = str(sample(32, 256))

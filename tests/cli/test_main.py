@@ -18,7 +18,7 @@ from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import PROGRAM, environment, hvsock, invoke
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def entries() -> list[tuple[LazyGroup, str, Entry]]:

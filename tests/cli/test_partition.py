@@ -13,7 +13,7 @@ from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import environment, hvsock, invoke, invoke_json
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def test_create_list_remove(hvsock_fabric: EmbeddedFabric) -> None:

@@ -22,7 +22,7 @@ from hvsock.sockets.socket import socket
 from tests.support import sample
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 SIZE = sample(4 << 20, 256 << 20)
 PATIENCE = 20.0

@@ -17,7 +17,7 @@ from tests.cli.helpers import hvsock as run
 from tests.cli.helpers import invoke, invoke_json, line_of, started
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture

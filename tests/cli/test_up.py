@@ -21,7 +21,7 @@ from tests.cli.helpers import PATIENCE, broker, ended, feeding, hvsock, invoke, 
 from tests.support import sample
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture

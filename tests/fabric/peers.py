@@ -76,6 +76,8 @@ def read_errno(sock: socket.socket) -> int:
         except ConnectionResetError:  # which comes ahead of the reply on a SOCK_SEQPACKET socket
             if last:
                 raise
+    if not data:
+        raise ConnectionResetError
     return messages.parse_reply_header(data[: messages.REPLY_HEADER_BYTES])[0]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,27 +20,34 @@ if sys.platform != "linux":
 import socket
 
 import hvsock
-from hvsock.errors import NoFabricError
+from hvsock.errors import NoFabricError, UsageError
 from hvsock.fabric import client
 from hvsock.fabric.broker import server
+from hvsock.fabric.messages import Op, Request
 from hvsock.registry import Registry
-from tests.fabric.peers import start_connect, wait_until
+from tests.fabric.peers import control, read_errno, start_connect, wait_until
 
 _CODE = """
 import sys
 from hvsock.fabric.broker.server import serve
 serve(sys.argv[1], grace_seconds=float(sys.argv[2]))
 """
+_SLACK_SECONDS = 3.0
+"""What a busy machine adds to anything."""
 
 
 @contextmanager
-def served(folder: Path, grace_seconds: float = 5.0) -> Iterator[subprocess.Popen[bytes]]:
+def served(folder: Path, grace_seconds: float = 5.0, descriptors: int = 0) -> Iterator[subprocess.Popen[bytes]]:
     """A broker's process that has told systemd that it is ready."""
+    if descriptors:
+        limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
+    else:
+        limit = ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder.parent / "notify"))
         systemd.settimeout(10)
         environ = {**os.environ, "NOTIFY_SOCKET": str(folder.parent / "notify")}
-        command = [sys.executable, "-c", _CODE, str(folder), str(grace_seconds)]
+        command = [sys.executable, "-c", limit + _CODE, str(folder), str(grace_seconds)]
         with subprocess.Popen(command, env=environ) as process:
             try:
                 said = systemd.recv(1000).decode()
@@ -135,6 +142,59 @@ def test_it_takes_all_descriptors_that_it_may_have(tmp_path: Path) -> None:
     with served(tmp_path / "fabric") as process:
         soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         assert soft == hard
+
+
+def test_greedy_guests_keep_neither_the_host_nor_the_next_guest_out(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    host = str(folder / "partitions" / "host")
+    with served(folder, descriptors=128), ExitStack() as opened:
+        guests = [client.call(host, "partition.create", name=f"guest {n}", kind="vm")["folder"] for n in range(5)]
+        for guest in guests[:4]:
+            for _ in range(100):
+                opened.enter_context(control(guest))
+        for one in (host, guests[4]):
+            start = time.monotonic()
+            client.call(one, "ping")
+            assert time.monotonic() - start < _SLACK_SECONDS
+
+
+def test_partitions_leave_descriptors_for_clients(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    host = str(folder / "partitions" / "host")
+    with served(folder, descriptors=64):
+        for number in range(7):
+            client.call(host, "partition.create", name=f"guest {number}", kind="vm")
+        with pytest.raises(UsageError, match="has 8 partitions, the most"):
+            client.call(host, "partition.create", name="one more", kind="vm")
+        client.call(host, "partition.remove", name="guest 0")
+
+
+def test_out_of_descriptors_it_rests_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "fabric"
+    host = str(folder / "partitions" / "host")
+    with served(folder) as process:
+        limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        time.sleep(0.1)  # it closes what it used to say that it is ready
+        in_use = {int(number) for number in os.listdir(f"/proc/{process.pid}/fd")}
+        first_free = min(set(range(len(in_use) + 1)) - in_use)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+        with control(host) as waiting:
+            waiting.sendall(Request(Op.CALL, call={"method": "ping"}).pack())
+            before = _processor_seconds(process.pid)
+            waiting.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+            assert _processor_seconds(process.pid) - before < 0.25
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+            waiting.settimeout(_SLACK_SECONDS)
+            assert read_errno(waiting) == 0
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has used of the processors."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract", "gone"])

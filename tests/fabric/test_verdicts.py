@@ -12,7 +12,7 @@ from hvsock.fabric.broker.services import SETTLED_NANOSECONDS
 from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 CHANGES = 20
 """How often each change is made and taken back."""

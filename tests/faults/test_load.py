@@ -26,7 +26,7 @@ from hvsock.registry import Registry
 from tests.support import sample
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child, ended_well
 

@@ -17,7 +17,7 @@ from hvsock.fabric import client
 from hvsock.registry import Registry
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 from .processes import BrokerProcess, child
 

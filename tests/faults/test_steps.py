@@ -20,7 +20,7 @@ from hvsock.fabric import client
 from hvsock.registry import Registry
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child
 from .steps import BIND_STEPS, CONNECT_STEPS, LISTEN_STEPS, PARTITION_STEPS

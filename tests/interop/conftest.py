@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.support import Wire
+from tests.interop.support import Certificates, Wire
 
 if TYPE_CHECKING:
     from hvsock.fabric.embedded import EmbeddedFabric
+    from tests.sockets.support import World
 
 
 @pytest.fixture
 def wire(hvsock_fabric: EmbeddedFabric) -> Wire:
     """A fabric of this test's own, with a guest that reaches a service of its host."""
     return Wire.make(hvsock_fabric)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """The larger fabric of the sockets' own tests."""
+    from hvsock.fabric.embedded import EmbeddedFabric
+    from tests.sockets.support import World
+
+    with EmbeddedFabric() as fabric:
+        yield World.make(fabric)
+
+
+@pytest.fixture
+def certificates() -> Certificates:
+    """What a server and its clients need to speak TLS; a test may change them."""
+    return Certificates.issue()

@@ -7,18 +7,22 @@ import contextlib
 import hashlib
 import random
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import trustme
+
 import hvsock
-from hvsock import ServiceId
+from hvsock import HV_GUID_CHILDREN, ServiceId
 
 if TYPE_CHECKING:
     from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
     from hvsock.sockets.socket import socket as hv_socket
+    from tests.sockets.support import World
 
 T = TypeVar("T")
 
@@ -84,9 +88,49 @@ def payload(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def sha256(data: bytes | bytearray) -> str:
-    """The digest of `data`, in hexadecimal."""
+def digest(data: bytes | bytearray) -> str:
+    """SHA-256 of `data`, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+LARGE: Final = payload(4 * MIB)
+"""More than all the buffers on the way hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """What each end needs to speak TLS.
+
+    Attributes:
+        name: what the server's certificate says.
+        server: with that certificate.
+        client: trusts who issued it.
+        stranger: a client that trusts somebody else.
+    """
+
+    name: str
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    stranger: ssl.SSLContext
+
+    @classmethod
+    def issue(cls, name: str = "host.hvsock.test") -> Certificates:
+        """Certificates of a fresh authority."""
+        authority = trustme.CA()
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(name).configure_cert(server)
+        clients = []
+        for trusted in (authority, trustme.CA()):
+            client = ssl.create_default_context()
+            trusted.configure_trust(client)
+            clients.append(client)
+        return cls(name, server, *clients)
+
+
+def listen(world: World) -> tuple[hv_socket, ServiceId]:
+    """A listener of the host for its guests, with its service."""
+    service_id = world.service()
+    return world.listener(world.host, HV_GUID_CHILDREN, service_id), service_id
 
 
 def receive_all(sock: socket.socket) -> bytes:
@@ -117,7 +161,6 @@ def in_background(work: Callable[[], T]) -> Iterator[Future[T]]:
         future = pool.submit(work)
         yield future
         future.result(WAIT_SECONDS)
-
 
 
 def run_on(loop: str, main: Coroutine[Any, Any, T]) -> T:

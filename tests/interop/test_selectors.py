@@ -17,15 +17,15 @@ from tests.interop.support import (
     MIB,
     WAIT_SECONDS,
     Wire,
+    digest,
     in_background,
     payload,
     receive_all,
     receive_exactly,
-    sha256,
 )
 
 if sys.platform != "linux":
-    pytest.skip("the fabric needs Linux", allow_module_level=True)
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 if TYPE_CHECKING:
     from hvsock.sockets.socket import socket as hv_socket
@@ -89,7 +89,7 @@ def test_selector_serves_many(wire: Wire, kind: Selector) -> None:
         with wire.dial() as sock:
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-            assert sha256(receive_all(sock)) == sha256(data)
+            assert digest(receive_all(sock)) == digest(data)
 
     with (
         wire.listener() as listener,
@@ -125,7 +125,7 @@ class Echo(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         while line := self.rfile.readline():
             data = self.rfile.read(int(line))
-            self.wfile.write(f"{sha256(data)}\n".encode() + data)
+            self.wfile.write(f"{digest(data)}\n".encode() + data)
 
 
 @pytest.mark.parametrize("server_class", [Server, ThreadingServer])
@@ -138,7 +138,7 @@ def test_socketserver(wire: Wire, server_class: type[HyperVMixIn]) -> None:
             for _ in range(2):
                 sock.sendall(f"{len(data)}\n".encode() + data)
                 answer = receive_exactly(sock, 64 + 1 + len(data))
-                assert answer[:64].decode() == sha256(data) == sha256(answer[65:])
+                assert answer[:64].decode() == digest(data) == digest(answer[65:])
 
     with server_class(wire.listener(), Echo) as server, in_background(lambda: server.serve_forever(0.01)):
         try:

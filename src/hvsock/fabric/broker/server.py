@@ -66,16 +66,18 @@ def serve(
             broker.reactor.call_from_thread(lambda: broker.stop_gently(grace_seconds))
             notify("STOPPING=1")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # they stay to the end of the process, so that one more signal does not spoil a clean end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
+        if on_ready is not None:
+            on_ready()
         notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
         if on_ready is not None:
             on_ready()
         broker.run()
     finally:
         broker.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def raise_descriptor_limit() -> None:

@@ -241,3 +241,19 @@ def test_lists_of_other_namespaces_are_read_until_enough_were(monkeypatch: pytes
     live = liveness.live_socket_inodes({5: [7, *range(100, 200)], 6: [8]})
     assert len(read) == 1 + 1 + liveness.TABLES_PER_NAMESPACE + 1
     assert live == frozenset(range(1, len(read) + 1)) - {2}
+
+
+def test_what_waits_to_be_accepted_is_no_end_of_a_record(path: str, tmp_path: Path) -> None:
+    """The kernel lists a connection in a backlog with inode zero, which is also what a free record has."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(tmp_path / "listener"))
+        listener.listen()
+        waiting.connect(str(tmp_path / "listener"))
+        assert 0 not in liveness.live_socket_inodes()
+        connections = Connections(path)
+        with socket.socket(socket.AF_UNIX) as ended:
+            inode = os.fstat(ended.fileno()).st_ino
+        connections.counted(connections.begin(inode, 0, (GUEST, HOST), 1, HERE))
+        connections.sweep()
+        assert not connections.sweep()[0]
+        connections.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hvsock.addresses import VmId
 from hvsock.fabric.broker import connections as module
 from hvsock.fabric.broker import liveness
 from hvsock.fabric.broker.connections import Connections
+from tests.support import sample
 
 HOST, GUEST = VmId.new(), VmId.new()
 HERE = liveness.own_namespace()
@@ -215,6 +217,46 @@ def test_processes_of_other_namespaces_are_asked_latest_first(path: str, kernel:
     connections.sweep()
     assert kernel.elsewhere == {99: [20, 30], 98: [40]}
     connections.close()
+
+
+def test_what_a_look_misses_is_looked_for_again(path: str) -> None:
+    """The kernel's list leaves sockets out while others come and go."""
+    looks: list[set[int]] = [set(), {2, 3}, {1, 4, 3}, {1, 2, 3, 4}, {4}, {1}, {1, 2, 3}, {2, 3, 4}, set()]
+    connections = Connections(path, lambda elsewhere: frozenset(looks.pop(0)))
+    for inode in (1, 2, 3, 4):
+        connections.counted(connections.begin(inode, 0, (GUEST, HOST), 1, HERE))
+    assert [connections.sweep()[0][0] for _ in range(4)] == [4, 4, 4, 3]
+    assert not looks
+    connections.close()
+
+
+def test_connections_stay_open_while_other_sockets_come_and_go(path: str) -> None:
+    """Against the kernel itself."""
+    pairs = [socket.socketpair() for _ in range(500)]
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            crowd = [socket.socketpair() for _ in range(10)]
+            for one, other in crowd:
+                one.close()
+                other.close()
+
+    connections = Connections(path)
+    for one, _ in pairs:
+        connections.counted(connections.begin(os.fstat(one.fileno()).st_ino, 0, (GUEST, HOST), 1, HERE))
+    connections.counted(connections.begin(1, 0, (GUEST, HOST), 1, HERE))  # one that has ended
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert {connections.sweep()[0][0] for _ in range(sample(20, 1000))} == {500}
+    finally:
+        stop.set()
+        thread.join()
+        connections.close()
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
 
 
 def test_the_kernels_own_list_has_living_sockets_alone() -> None:

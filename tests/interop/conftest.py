@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -34,3 +35,12 @@ def world() -> Iterator[World]:
 def certificates() -> Certificates:
     """What a server and its clients need to speak TLS; a test may change them."""
     return Certificates.issue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pipe_of_libuv() -> None:
+    """libuv opens a pipe for signals with the first loop of a process, and keeps it: no test has leaked it."""
+    if sys.platform == "linux":
+        import uvloop
+
+        uvloop.new_event_loop().close()

@@ -41,13 +41,13 @@ def test_blocking(wire: Wire, certificates: Certificates, version: str) -> None:
 
     def serve() -> tuple[str, bytes]:
         with certificates.server.wrap_socket(far, server_side=True) as tls:
-            digest = digest(receive_exactly(tls, SIZE))
+            received = digest(receive_exactly(tls, SIZE))
             tls.sendall(RESPONSE)
             assert tls.recv(1) == b""  # the client's close_notify
             with tls.unwrap() as clear:
                 last = receive_all(clear)
                 clear.sendall(b"farewell")
-        return digest, last
+        return received, last
 
     with near, far, in_background(serve) as served:
         with certificates.client.wrap_socket(near, server_hostname=certificates.name) as tls:
@@ -70,11 +70,11 @@ def test_half_close_without_unwrap(wire: Wire, certificates: Certificates) -> No
         with certificates.server.wrap_socket(far, server_side=True) as tls:
             tls.sendall(digest(receive_all(tls)).encode())
 
-    with near, far, in_background(serve):
-        with certificates.client.wrap_socket(near, server_hostname=certificates.name) as tls:
-            tls.sendall(REQUEST)
-            socket.socket.shutdown(tls, socket.SHUT_WR)  # SSLSocket.shutdown would end TLS on both ways
-            assert receive_all(tls).decode() == digest(REQUEST)
+    client = certificates.client
+    with near, far, in_background(serve), client.wrap_socket(near, server_hostname=certificates.name) as tls:
+        tls.sendall(REQUEST)
+        socket.socket.shutdown(tls, socket.SHUT_WR)  # SSLSocket.shutdown would end TLS on both ways
+        assert receive_all(tls).decode() == digest(REQUEST)
 
 
 def test_certificate_of_a_stranger(wire: Wire, certificates: Certificates) -> None:

@@ -38,6 +38,9 @@ MAX_RECORDS: Final = 1 << 20
 """Connections that can be followed at once; the file is sparse, and its full size is 64 MiB."""
 FIRST_SWEEP: Final = 1 << 14
 """Records written before the first look at which are still open."""
+MOST_LOOKS: Final = 5
+"""Looks at the kernel's list for connections that are missing in it. While thousands of sockets come and go each
+second, a look at 10,000 that stay misses two or three, others each time."""
 
 _MAGIC: Final = b"HVSCON2\0"
 _RECORD: Final = struct.Struct("=QQQQ16s16s")
@@ -133,7 +136,7 @@ class Connections:
 
         A loopback connection counts once for its partition.
         """
-        live = self._live(self._elsewhere())
+        live = self._look()
         self._free.clear()
         by_row: Counter[int] = Counter()
         by_partition: Counter[VmId] = Counter()
@@ -149,6 +152,25 @@ class Connections:
         self._sweep_at = max(FIRST_SWEEP, 2 * (self._used - len(self._free)))
         self._not_followed = 0
         return by_row, by_partition
+
+    def _look(self) -> frozenset[int]:
+        """The inodes that are alive, with all of ours among them that are.
+
+        The kernel's list leaves some out while other sockets come and go, so what is missing is looked for
+        again, until a look finds none of it.
+        """
+        elsewhere = self._elsewhere()
+        live = self._live(elsewhere)
+        missing = {inode for inode in self._column(0) if inode} - live
+        for _ in range(MOST_LOOKS):
+            if not missing:
+                break
+            found = missing & self._live(elsewhere)
+            if not found:
+                break
+            live |= found
+            missing -= found
+        return live
 
     def _take(self) -> int | None:
         if not self._free and (self._used >= self._sweep_at or self._not_followed >= FIRST_SWEEP):

@@ -52,7 +52,8 @@ def boot_id() -> bytes:
 def live_socket_inodes(elsewhere: Mapping[int, Collection[int]] | None = None) -> frozenset[int]:
     """The inodes of all Unix sockets in this network namespace, and in some others.
 
-    Costs about 1 µs for each socket there is, so it is for reports and sweeps only.
+    Costs about 1 µs for each socket there is, so it is for reports and sweeps only. The kernel gives its list
+    in pieces, and a socket that is closed in between may hide another one that is not.
 
     Args:
         elsewhere: for each other namespace, the processes that connected from it.

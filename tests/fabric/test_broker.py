@@ -452,7 +452,7 @@ def test_undelivered_connections_of_a_partition_are_bounded(
         for connector in connectors:
             assert connector.settled() == 0
             connector.close()
-    assert broker_of(fabric).undelivered.held(fabric.host.id) == 0
+    wait_until(lambda: broker_of(fabric).undelivered.held(fabric.host.id) == 0)
 
 
 def test_clients_of_a_partition_are_bounded_and_others_are_served(

@@ -27,13 +27,14 @@ class BrokerProcess:
     Args:
         folder: the fabric's folder.
         step: the name of a step in steps.py at which this broker kills itself; none by default.
+        stop: it stops there, instead.
     """
 
-    def __init__(self, folder: str, step: str | None = None) -> None:
+    def __init__(self, folder: str, step: str | None = None, *, stop: bool = False) -> None:
         self.folder = folder
         self.host = paths.host_folder(folder)
         self._process: subprocess.Popen[bytes] | None = None
-        self.start(step)
+        self.start(step, stop=stop)
 
     @property
     def pid(self) -> int:
@@ -41,16 +42,22 @@ class BrokerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, step: str | None = None, *, wait: bool = True) -> None:
-        """Start a broker, and wait until it answers."""
+    def start(self, step: str | None = None, *, wait: bool = True, stop: bool = False) -> None:
+        """Start a broker, and wait until it answers; with `stop` it stops at the step instead of dying."""
         command = [sys.executable, "-m", "hvsock", "up"]
         environ = {**os.environ, paths.FOLDER_VARIABLE: self.folder}
         if step is not None:
             command = [sys.executable, str(Path(__file__).with_name("steps.py"))]
             environ["HVSOCK_TEST_STEP"] = step
+            if stop:
+                environ["HVSOCK_TEST_STOP"] = "once"
         self._process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
         if wait:
-            self.wait_until_up()
+            try:
+                self.wait_until_up()
+            except BaseException:
+                self.kill()
+                raise
 
     def wait_until_up(self) -> None:
         """Wait until the broker answers."""
@@ -68,6 +75,20 @@ class BrokerProcess:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def wait_until_stopped(self) -> None:
+        """Wait until the broker has stopped itself."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            with open(f"/proc/{self.pid}/stat", encoding="ascii") as file:
+                if file.read().rpartition(")")[2].split()[0] == "T":
+                    return
+            assert time.monotonic() < deadline, "the broker does not stop"
+            time.sleep(0.002)
+
+    def go_on(self) -> None:
+        """Let a broker that stopped go on."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def wait_for_end(self) -> int:
         """Wait until the broker has ended by itself; its status, negative for a signal."""

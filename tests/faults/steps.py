@@ -1,6 +1,7 @@
-"""A broker that kills itself at a chosen step: `hvsock up` with one function wrapped.
+"""A broker that kills or stops itself at a chosen step: `hvsock up` with one function wrapped.
 
 The step is named by HVSOCK_TEST_STEP. "before" steps die instead of the act, "after" steps right after it.
+With HVSOCK_TEST_STOP set, the broker stops once instead (SIGSTOP), and goes on when it is let.
 """
 
 from __future__ import annotations
@@ -10,35 +11,42 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from hvsock.fabric import messages
+from hvsock.fabric.broker.connections import Connections
+from hvsock.fabric.broker.counters import Counters
 from hvsock.fabric.broker.folder import FabricFolder
-from hvsock.fabric.broker.handover import Handover
+from hvsock.fabric.broker.handover import Delivery, Handover
 from hvsock.fabric.broker.listeners import Listeners
+from hvsock.fabric.broker.waiting import WaitingRoom
 
 assert sys.platform == "linux"
 
 VARIABLE: Final = "HVSOCK_TEST_STEP"
+STOP_VARIABLE: Final = "HVSOCK_TEST_STOP"
 _COURIER: Final = messages.COURIER_BYTES
 
 
-def die() -> NoReturn:
-    """Kill -9 of this process."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("SIGKILL was survived")
+def strike() -> None:
+    """Kill -9 of this process, or its stop, for the first time."""
+    if STOP_VARIABLE not in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif os.environ[STOP_VARIABLE]:
+        os.environ[STOP_VARIABLE] = ""
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _wrap(owner: Any, name: str, when: str, matters: Callable[..., bool] = lambda *_, **__: True) -> None:
+def wrap(owner: Any, name: str, when: str, matters: Callable[..., bool] = lambda *_, **__: True) -> None:
     """Have `owner.name` die before or after the call, where `matters(result or None, *arguments)`."""
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
         if when == "before" and matters(None, *arguments):
-            die()
+            strike()
         result = original(*arguments, **keywords)
         if when == "after" and matters(result, *arguments):
-            die()
+            strike()
         return result
 
     setattr(owner, name, wrapped)
@@ -56,43 +64,66 @@ def _is_done(result: int | None, sock: socket.socket, data: bytes, *flags: int) 
 
 
 CONNECT_STEPS: Final[dict[str, Callable[[], None]]] = {
-    "before the courier": lambda: _wrap(Handover, "_reach", "before"),
-    "after the courier": lambda: _wrap(Handover, "_reach", "after"),
-    "before the descriptor": lambda: _wrap(
+    "before the request is read": lambda: wrap(Handover, "__init__", "before"),
+    "before the courier": lambda: wrap(Handover, "_reach", "before"),
+    "after the courier": lambda: wrap(Handover, "_reach", "after"),
+    "after it is written down": lambda: wrap(Connections, "begin", "after"),
+    "before the descriptor": lambda: wrap(
         socket, "send_fds", "before", lambda _, s, b, f, *x: len(b[0]) == _COURIER
     ),
-    "after the descriptor": lambda: _wrap(
+    "after the descriptor": lambda: wrap(
         socket, "send_fds", "after", lambda _, s, b, f, *x: len(b[0]) == _COURIER
     ),
-    "after the drain": lambda: _wrap(socket.socket, "recv", "after", _is_drained),
-    "before DONE": lambda: _wrap(socket.socket, "send", "before", _is_done),
-    "after DONE": lambda: _wrap(socket.socket, "send", "after", _is_done),
+    "after it is counted": lambda: wrap(Counters, "accepted", "after"),
+    "after it is marked as counted": lambda: wrap(Connections, "counted", "after"),
+    "after the drain": lambda: wrap(socket.socket, "recv", "after", _is_drained),
+    "before DONE": lambda: wrap(socket.socket, "send", "before", _is_done),
+    "after DONE": lambda: wrap(socket.socket, "send", "after", _is_done),
+    "after the delivery": lambda: wrap(Delivery, "__init__", "after"),
 }
 """The steps of a connect, in their order."""
+REFUSAL_STEPS: Final[dict[str, Callable[[], None]]] = {
+    "before the refusal": lambda: wrap(Handover, "_refuse", "before"),
+    "after the refusal": lambda: wrap(Handover, "_refuse", "after"),
+}
+WAIT_STEPS: Final[dict[str, Callable[[], None]]] = {
+    "after it began to wait": lambda: wrap(WaitingRoom, "join", "after"),
+    "before it is tried again": lambda: wrap(WaitingRoom, "_try", "before"),
+}
 BIND_STEPS: Final[dict[str, Callable[[], None]]] = {
-    "before the bind": lambda: _wrap(Listeners, "bind", "before"),
-    "before the record": lambda: _wrap(Listeners, "_write", "before"),
-    "after the record": lambda: _wrap(Listeners, "_write", "after"),
-    "after the bind": lambda: _wrap(Listeners, "bind", "after"),
-    "after the bound socket is sent": lambda: _wrap(socket, "send_fds", "after"),
+    "before the bind": lambda: wrap(Listeners, "bind", "before"),
+    "before the record": lambda: wrap(Listeners, "_write", "before"),
+    "after the record": lambda: wrap(Listeners, "_write", "after"),
+    "after the bind": lambda: wrap(Listeners, "bind", "after"),
+    "after the bound socket is sent": lambda: wrap(socket, "send_fds", "after"),
 }
 LISTEN_STEPS: Final[dict[str, Callable[[], None]]] = {
-    "before the mark": lambda: _wrap(Listeners, "mark_listening", "before"),
-    "after the mark": lambda: _wrap(Listeners, "mark_listening", "after"),
+    "before the mark": lambda: wrap(Listeners, "mark_listening", "before"),
+    "after the mark": lambda: wrap(Listeners, "mark_listening", "after"),
 }
 PARTITION_STEPS: Final[dict[str, Callable[[], None]]] = {
-    "before the folder": lambda: _wrap(
+    "before the folder": lambda: wrap(
         FabricFolder, "make_partition", "before", lambda _, s, p, *x: p.name == "new"
     ),
-    "after the folder": lambda: _wrap(
-        FabricFolder, "make_partition", "after", lambda _, s, p, *x: p.name == "new"
-    ),
-    "before the tree is saved": lambda: _wrap(
+    "after the folder": lambda: wrap(FabricFolder, "make_partition", "after", lambda _, s, p, *x: p.name == "new"),
+    "before the tree is saved": lambda: wrap(
         FabricFolder, "save_tree", "before", lambda _, s, tree: "new" in _names(tree)
     ),
-    "after the tree is saved": lambda: _wrap(
+    "after the tree is saved": lambda: wrap(
         FabricFolder, "save_tree", "after", lambda _, s, tree: "new" in _names(tree)
     ),
+}
+
+
+REMOVAL_STEPS: Final[dict[str, Callable[[], None]]] = {
+    "before the smaller tree is saved": lambda: wrap(
+        FabricFolder, "save_tree", "before", lambda _, s, tree: "vm" not in _names(tree)
+    ),
+    "after the smaller tree is saved": lambda: wrap(
+        FabricFolder, "save_tree", "after", lambda _, s, tree: "vm" not in _names(tree)
+    ),
+    "after its listeners are removed": lambda: wrap(FabricFolder, "remove_partition", "before"),
+    "after its folder is removed": lambda: wrap(FabricFolder, "remove_partition", "after"),
 }
 
 
@@ -103,7 +134,10 @@ def _names(tree: Any) -> set[str]:
 if __name__ == "__main__":
     from hvsock.cli.main import main
 
-    steps: dict[str, Callable[[], None]] = {**CONNECT_STEPS, **BIND_STEPS, **LISTEN_STEPS, **PARTITION_STEPS}
-    steps[os.environ[VARIABLE]]()
+    for steps in (
+        CONNECT_STEPS, REFUSAL_STEPS, WAIT_STEPS, BIND_STEPS, LISTEN_STEPS, PARTITION_STEPS, REMOVAL_STEPS
+    ):  # fmt: skip
+        if os.environ[VARIABLE] in steps:
+            steps[os.environ[VARIABLE]]()
     sys.argv = ["hvsock", "up"]
     main()

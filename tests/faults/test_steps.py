@@ -9,20 +9,32 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hvsock
-from hvsock.fabric import client
+from hvsock.fabric import client, messages
 from hvsock.registry import Registry
+from hvsock.sockets.accepting import COURIER_SECONDS
 
 assert sys.platform == "linux"
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child
-from .steps import BIND_STEPS, CONNECT_STEPS, LISTEN_STEPS, PARTITION_STEPS
+from .steps import (
+    BIND_STEPS,
+    CONNECT_STEPS,
+    LISTEN_STEPS,
+    PARTITION_STEPS,
+    REFUSAL_STEPS,
+    REMOVAL_STEPS,
+    WAIT_STEPS,
+    wrap,
+)
 
 TYPES = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 DELIVERED = list(CONNECT_STEPS)[list(CONNECT_STEPS).index("after the descriptor") :]
@@ -43,16 +55,23 @@ class World:
         assert sock.connect_ex((hvsock.HV_GUID_PARENT, self.service_id)) == errno.EINPROGRESS
         return sock
 
-    def listener(self, type_: int = socket.SOCK_STREAM) -> hvsock.socket:
+    def listener(self, type_: int = socket.SOCK_STREAM, backlog: int = 128) -> hvsock.socket:
         """A listener on the host."""
-        sock = hvsock.create_server(("children", self.service_id), type=type_, partition=self.broker.host)
+        address = ("children", self.service_id)
+        sock = hvsock.create_server(address, type=type_, backlog=backlog, partition=self.broker.host)
         sock.setblocking(False)
         return sock
 
+    def counts(self) -> dict[str, Any]:
+        """The counters of the service."""
+        services = client.call(self.broker.host, "status")["services"]
+        found: dict[str, Any] = next(one for one in services if one["id"] == self.service_id)
+        return found
+
 
 @contextlib.contextmanager
-def _world(folder: Path) -> Iterator[World]:
-    broker = BrokerProcess(str(folder / "fabric"))
+def _world(folder: Path, step: str | None = None, *, stop: bool = False) -> Iterator[World]:
+    broker = BrokerProcess(str(folder / "fabric"), step, stop=stop)
     try:
         with Registry(os.path.join(broker.folder, "registry")) as registry:
             service = registry.register("Stepped")
@@ -97,10 +116,11 @@ def _check_service(world: World, listener: hvsock.socket, type_: int) -> None:
 @pytest.mark.parametrize("type_", TYPES)
 @pytest.mark.parametrize("step", CONNECT_STEPS)
 def test_broker_is_killed_at_a_step_of_a_connect(tmp_path: Path, step: str, type_: int) -> None:
-    """Before the descriptor is with the listener the connect is refused; from then on it is a connection."""
-    with _world(tmp_path) as world, world.listener(type_) as listener:
-        world.broker.kill()
-        world.broker.start(step)
+    """Before the descriptor is with the listener the connect is refused; from then on it is a connection.
+
+    It is counted once; only a kill in the midst of counting may count it twice.
+    """
+    with _world(tmp_path, step) as world, world.listener(type_) as listener:
         with world.connector(type_) as near:
             assert world.broker.wait_for_end() == -signal.SIGKILL
             if step in DELIVERED:
@@ -108,21 +128,96 @@ def test_broker_is_killed_at_a_step_of_a_connect(tmp_path: Path, step: str, type
                 far, peer = listener.accept()
                 assert _outcome(near) == 0
                 assert peer.service_id == near.getsockname().service_id
-                _exchange(near, far)
             else:
                 with pytest.raises(BlockingIOError):
                     listener.accept()
                 assert _outcome(near) == errno.ECONNREFUSED
             world.broker.start()
-            _check_service(world, listener, type_)
+            counts = world.counts()
+            assert counts["open"] == (step in DELIVERED)
+            assert counts["accepted"] == (2 if step == "after it is counted" else step in DELIVERED)
+            if step in DELIVERED:
+                _exchange(near, far)
+        _check_service(world, listener, type_)
+        counted = counts["accepted"] + 1
+        counts = world.counts()
+        assert (counts["open"], counts["accepted"]) == (0, counted)
+
+
+@pytest.mark.parametrize("step", REFUSAL_STEPS)
+def test_broker_is_killed_at_a_refusal(tmp_path: Path, step: str) -> None:
+    """The connect is refused in any case."""
+    with _world(tmp_path, step) as world:
+        with world.connector() as near:
+            assert world.broker.wait_for_end() == -signal.SIGKILL
+            assert _outcome(near) == errno.ECONNREFUSED
+        world.broker.start()
+        assert world.counts()["refused"] == ({"no-listener": 1} if step == "after the refusal" else {})
+
+
+@pytest.mark.parametrize("step", WAIT_STEPS)
+def test_broker_is_killed_while_a_connect_waits_for_room(tmp_path: Path, step: str) -> None:
+    """The one that waits is refused, the one in the backlog is delivered, and the next one gets in."""
+    with (
+        _world(tmp_path, step) as world,
+        world.listener(backlog=0) as listener,
+        world.connector() as first,
+        world.connector() as second,
+    ):
+        assert world.broker.wait_for_end() == -signal.SIGKILL
+        assert _outcome(first) == 0
+        assert _outcome(second) == errno.ECONNREFUSED
+        world.broker.start()
+        third = world.connector()
+        far, peer = listener.accept()
+        assert peer.service_id == first.getsockname().service_id
+        _exchange(first, far)
+        assert _outcome(third) == 0
+        assert _readable(listener)
+        _exchange(third, listener.accept()[0])
+
+
+def test_an_accepter_gives_up_on_a_courier_of_a_broker_that_is_stopped(tmp_path: Path) -> None:
+    """The broker that goes on finds its courier gone and the listener alive: it sends another one."""
+    with _world(tmp_path, "after the courier", stop=True) as world, world.listener() as listener:
+        with world.connector() as near:
+            world.broker.wait_until_stopped()
+            assert _readable(listener)
+            started = time.monotonic()
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            assert time.monotonic() - started >= COURIER_SECONDS
+            world.broker.go_on()
+            assert _readable(listener)
+            far, peer = listener.accept()
+            assert _outcome(near) == 0
+            assert peer.service_id == near.getsockname().service_id
+            _exchange(near, far)
+        counts = world.counts()
+        assert (counts["accepted"], counts["listeners"], counts["reset"]) == (1, 1, {})
+
+
+def test_a_connection_of_a_broker_that_is_stopped_before_the_drain_is_reset(tmp_path: Path) -> None:
+    """Its accepter cannot know whether the broker is going to drain payload, so the connection is given up."""
+    with _world(tmp_path, "after the descriptor", stop=True) as world, world.listener() as listener:
+        with world.connector() as near:
+            world.broker.wait_until_stopped()
+            assert _readable(listener)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            world.broker.go_on()
+            assert _outcome(near) in (0, errno.ECONNREFUSED)
+            near.settimeout(PATIENCE_SECONDS)
+            with contextlib.suppress(OSError):
+                assert near.recv(100) == b""
+        _check_service(world, listener, socket.SOCK_STREAM)
+        assert world.counts()["reset"] == {"listener-gone": 1}
 
 
 @pytest.mark.parametrize("step", BIND_STEPS)
 def test_broker_is_killed_at_a_step_of_a_bind(tmp_path: Path, step: str) -> None:
     """The bind fails or holds; either way the address is free again once the socket is closed."""
-    with _world(tmp_path) as world:
-        world.broker.kill()
-        world.broker.start(step)
+    with _world(tmp_path, step) as world:
         with hvsock.socket(partition=world.broker.host) as sock:
             with contextlib.suppress(OSError):
                 sock.bind((hvsock.HV_GUID_CHILDREN, world.service_id))
@@ -135,25 +230,20 @@ def test_broker_is_killed_at_a_step_of_a_bind(tmp_path: Path, step: str) -> None
 @pytest.mark.parametrize("step", LISTEN_STEPS)
 def test_broker_is_killed_at_a_step_of_a_listen(tmp_path: Path, step: str) -> None:
     """The listen fails and can be made again; the binding is kept all the while."""
-    with _world(tmp_path) as world:
-        world.broker.kill()
-        world.broker.start(step)
-        with hvsock.socket(partition=world.broker.host) as sock:
-            sock.bind((hvsock.HV_GUID_CHILDREN, world.service_id))
-            with pytest.raises(OSError, match="broker"):
-                sock.listen()
-            assert world.broker.wait_for_end() == -signal.SIGKILL
-            world.broker.start()
+    with _world(tmp_path, step) as world, hvsock.socket(partition=world.broker.host) as sock:
+        sock.bind((hvsock.HV_GUID_CHILDREN, world.service_id))
+        with pytest.raises(OSError, match="broker"):
             sock.listen()
-            _check_service(world, sock, socket.SOCK_STREAM)
+        assert world.broker.wait_for_end() == -signal.SIGKILL
+        world.broker.start()
+        sock.listen()
+        _check_service(world, sock, socket.SOCK_STREAM)
 
 
 @pytest.mark.parametrize("step", PARTITION_STEPS)
 def test_broker_is_killed_at_a_step_of_a_new_partition(tmp_path: Path, step: str) -> None:
     """Afterwards the partition is there with its folder, or neither is, and making it again works."""
-    with _world(tmp_path) as world, world.listener() as listener:
-        world.broker.kill()
-        world.broker.start(step)
+    with _world(tmp_path, step) as world, world.listener() as listener:
         with pytest.raises(hvsock.NoFabricError):
             client.call(world.broker.host, "partition.create", name="new", kind="vm")
         assert world.broker.wait_for_end() == -signal.SIGKILL
@@ -168,6 +258,103 @@ def test_broker_is_killed_at_a_step_of_a_new_partition(tmp_path: Path, step: str
         with hvsock.socket(partition=there["new"]) as near:
             near.connect((hvsock.HV_GUID_PARENT, world.service_id))
             _exchange(near, listener.accept()[0])
+
+
+@pytest.mark.parametrize("step", REMOVAL_STEPS)
+def test_broker_is_killed_at_a_step_of_a_removal(tmp_path: Path, step: str) -> None:
+    """Afterwards the partition is there with its listeners, or nothing of it is."""
+    with (
+        _world(tmp_path) as world,
+        world.listener() as listener,
+        hvsock.create_server(("any", world.service_id), partition=world.guest),
+    ):
+        world.broker.kill()
+        world.broker.start(step)
+        with pytest.raises(hvsock.NoFabricError):
+            client.call(world.broker.host, "partition.remove", name="vm")
+        assert world.broker.wait_for_end() == -signal.SIGKILL
+        world.broker.start()
+        there = [one["name"] for one in client.call(world.broker.host, "partition.list")]
+        if step == "before the smaller tree is saved":
+            assert there == ["host", "vm"]
+            assert world.counts()["listeners"] == 2
+            _check_service(world, listener, socket.SOCK_STREAM)
+        else:
+            assert there == ["host"]
+            assert world.counts()["listeners"] == 1
+            assert os.listdir(os.path.join(world.broker.folder, "partitions")) == ["host"]
+            assert (
+                len(os.listdir(os.path.join(world.broker.folder, "listeners"))) == 2
+            )  # the host's, and its record
+
+
+ACCEPT_STEPS = {
+    "before the courier": lambda: wrap(socket.socket, "accept", "before"),
+    "after the courier": lambda: wrap(socket.socket, "accept", "after"),
+    "after a look at the descriptor": lambda: wrap(socket.socket, "recvmsg", "after"),
+    "before the message is taken": lambda: wrap(socket.socket, "recv", "before"),
+    "after the message is taken": lambda: wrap(socket.socket, "recv", "after"),
+    "after DONE": lambda: wrap(socket.socket, "recv", "after", lambda data, *_: data == messages.DONE),
+}
+"""The steps of an accept, in their order."""
+
+
+@pytest.mark.parametrize("step", ACCEPT_STEPS)
+def test_accepter_is_killed_at_a_step_of_an_accept(tmp_path: Path, step: str) -> None:
+    """The connection in its hands ends for the connector at once; other accepters of the listener go on."""
+    with _world(tmp_path) as world, world.listener() as listener:
+
+        def accept() -> None:
+            ACCEPT_STEPS[step]()
+            listener.setblocking(True)
+            listener.accept()
+
+        with child(accept) as pid, world.connector() as near:
+            assert _outcome(near) == 0
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+            if step == "before the courier":
+                assert _readable(listener)
+                _exchange(near, listener.accept()[0])
+            else:
+                near.settimeout(PATIENCE_SECONDS)
+                with contextlib.suppress(ConnectionResetError):
+                    assert near.recv(100) == b""
+        _check_service(world, listener, socket.SOCK_STREAM)
+        counts = world.counts()
+        assert (counts["accepted"], counts["open"], counts["listeners"]) == (2, 0, 1)
+
+
+def test_a_listener_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Connects fill its backlog, wait, time out, or are served when it goes on."""
+    with _world(tmp_path) as world, contextlib.ExitStack() as stack:
+        reading, writing = os.pipe()
+
+        def serve() -> None:
+            with world.listener(backlog=1) as listener:
+                listener.setblocking(True)
+                os.write(writing, b"!")
+                while True:
+                    with listener.accept()[0] as far:
+                        far.sendall(far.recv(100))
+
+        with child(serve) as pid:
+            os.read(reading, 1)
+            os.kill(pid, signal.SIGSTOP)
+            near = [stack.enter_context(world.connector()) for _ in range(4)]
+            late = stack.enter_context(hvsock.socket(partition=world.guest))
+            late.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, 50)
+            with pytest.raises(TimeoutError):
+                late.connect((hvsock.HV_GUID_PARENT, world.service_id))
+            assert [sock.getsockopt(hvsock.SOL_SOCKET, hvsock.SO_ERROR) for sock in near] == [0] * 4
+            assert select.select([], near, [], 0)[1] == near[:2]
+            os.kill(pid, signal.SIGCONT)
+            for number, sock in enumerate(near):
+                assert _outcome(sock) == 0
+                sock.settimeout(PATIENCE_SECONDS)
+                sock.sendall(f"number {number}".encode())
+                assert sock.recv(100) == f"number {number}".encode()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_listener_is_killed_with_connections_in_its_backlog(tmp_path: Path) -> None:
@@ -224,6 +411,32 @@ def test_connector_is_killed_while_its_connect_waits(tmp_path: Path) -> None:
         assert _outcome(behind) == 0
         assert _readable(listener)
         _exchange(behind, listener.accept()[0])
+
+
+@pytest.mark.parametrize("stage", ["pending", "connected", "after payload"])
+def test_connector_is_killed_once_it_has_asked(tmp_path: Path, stage: str) -> None:
+    """The accepter gets what was sent, without a byte of the request, and the end."""
+    with _world(tmp_path) as world, world.listener() as listener:
+
+        def connect() -> None:
+            sock = world.connector()
+            if stage != "pending":
+                sock.setblocking(True)
+                _outcome(sock)
+            if stage == "after payload":
+                sock.sendall(b"last words")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with child(connect) as pid:
+            os.waitpid(pid, 0)
+            assert _readable(listener)
+            far, _ = listener.accept()
+            with far:
+                far.settimeout(PATIENCE_SECONDS)
+                assert far.recv(100) == (b"last words" if stage == "after payload" else b"")
+                assert far.recv(100) == b""
+        _check_service(world, listener, socket.SOCK_STREAM)
+        assert world.counts()["open"] == 0
 
 
 @pytest.mark.parametrize("stage", ["before the request", "within the request"])

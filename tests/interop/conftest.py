@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.support import Certificates, Wire
-
 if TYPE_CHECKING:
     from hvsock.fabric.embedded import EmbeddedFabric
+    from tests.interop.support import Certificates, Wire
     from tests.sockets.support import World
 
 
 @pytest.fixture
 def wire(hvsock_fabric: EmbeddedFabric) -> Wire:
     """A fabric of this test's own, with a guest that reaches a service of its host."""
+    from tests.interop.support import Wire
+
     return Wire.make(hvsock_fabric)
 
 
@@ -34,6 +35,8 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def certificates() -> Certificates:
     """What a server and its clients need to speak TLS; a test may change them."""
+    from tests.interop.support import Certificates
+
     return Certificates.issue()
 
 

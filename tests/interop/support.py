@@ -14,10 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import pytest
 import trustme
 
 import hvsock
 from hvsock import HV_GUID_CHILDREN, ServiceId
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 if TYPE_CHECKING:
     from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
@@ -67,13 +71,14 @@ class Wire:
 
     def listener(self, backlog: int = 128) -> hv_socket:
         """The host's listener, with a time-out."""
-        made = hvsock.create_server(self.serving, backlog=backlog, partition=self.fabric.host.folder)
+        made: hv_socket = hvsock.create_server(self.serving, backlog=backlog, partition=self.fabric.host.folder)
         made.settimeout(WAIT_SECONDS)
         return made
 
     def dial(self) -> hv_socket:
         """A connection from the guest, with a time-out; a listener has to be there."""
-        return hvsock.create_connection(self.target, WAIT_SECONDS, partition=self.guest.folder)
+        made: hv_socket = hvsock.create_connection(self.target, WAIT_SECONDS, partition=self.guest.folder)
+        return made
 
     def pair(self) -> tuple[hv_socket, hv_socket]:
         """(The guest's end, with a time-out; the host's end, which blocks for good) of one connection."""
@@ -175,7 +180,7 @@ def run_on(loop: str, main: Coroutine[Any, Any, T]) -> T:
 
 
 def _factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if loop == "uvloop" and sys.platform == "linux":
+    if loop == "uvloop":
         import uvloop
 
         return uvloop.new_event_loop

@@ -134,7 +134,7 @@ def test_tls(wire: Wire, run: Run, certificates: Certificates) -> None:
             received = bytearray()
             while len(received) < len(LARGE):
                 received += await stream.receive()
-            await stream.send(received[::-1])
+            await stream.send(bytes(received[::-1]))
             with pytest.raises(anyio.EndOfStream):
                 await stream.receive()
 

@@ -62,7 +62,11 @@ async def by_listener(wire: Wire) -> AsyncIterator[asyncssh.SSHClientConnection]
 async def by_connection(wire: Wire) -> AsyncIterator[asyncssh.SSHClientConnection]:
     """Both ends get a socket that is connected already."""
     near, far = wire.pair()
-    serving = asyncio.create_task(asyncssh.run_server(far, **SERVER))
+
+    async def serve() -> asyncssh.SSHServerConnection:
+        return await asyncssh.run_server(far, **SERVER)
+
+    serving = asyncio.create_task(serve())
     async with await asyncssh.run_client(near, **CLIENT) as connection:
         server = await serving
         yield connection

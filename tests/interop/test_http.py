@@ -115,7 +115,7 @@ class Backend(httpcore.NetworkBackend):
 
 def ask(pool: httpcore.ConnectionPool) -> None:
     """One request with both bodies large."""
-    headers = {"Content-Length": str(len(BODY))}
+    headers = [("Content-Length", str(len(BODY)))]
     response = pool.request("POST", URL, headers=headers, content=chunks(BODY), extensions=LIMITS)
     assert response.status == 200
     assert dict(response.headers)[b"x-digest"].decode() == digest(BODY)

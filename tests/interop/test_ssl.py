@@ -127,7 +127,7 @@ def test_event_loops(wire: Wire, certificates: Certificates, loop: str) -> None:
             )
             writer.write(REQUEST)
             await writer.drain()
-            assert digest(await reader.read(-1)) == digest(RESPONSE)
+            assert digest(await reader.readexactly(SIZE)) == digest(RESPONSE)
             writer.close()
             await writer.wait_closed()
 

@@ -23,6 +23,9 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Courier, Reply, Request
 from hvsock.sockets.socket import socket as hv_socket
 
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux")
+
 T = TypeVar("T")
 
 WAIT_SECONDS = 20.0

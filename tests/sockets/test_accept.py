@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 import os
 import socket
@@ -23,6 +24,9 @@ from tests.sockets.support import (
     receive_all,
     run_python,
 )
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 TYPES = [SOCK_STREAM, SOCK_SEQPACKET]
 

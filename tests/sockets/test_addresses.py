@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 import re
 from typing import Any
@@ -22,6 +23,9 @@ from hvsock import (
 )
 from hvsock.fabric.embedded import PartitionHandle
 from tests.sockets.support import World, fails
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 GUID = "00000000-0000-0000-0000-000000000000"
 

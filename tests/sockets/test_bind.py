@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 import os
 import select
@@ -23,6 +24,9 @@ from hvsock import (
     ServiceId,
 )
 from tests.sockets.support import FakeBroker, World, fails, pending
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def test_the_descriptor_keeps_its_number_and_settings(world: World) -> None:

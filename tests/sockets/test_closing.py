@@ -25,6 +25,9 @@ from tests.sockets.support import (
     receive_all,
 )
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 DATA = bytes(range(256)) * 100
 """What a connection holds: a send with a time-out waits for poll, which wants most of the buffer free."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 import gc
 import os
@@ -40,6 +41,9 @@ from tests.sockets.support import (
     so_error,
     writable,
 )
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 TYPES = [SOCK_STREAM, SOCK_SEQPACKET]
 NOWHERE = (HV_GUID_LOOPBACK, ServiceId("12345678-1234-1234-1234-123456789abc"))

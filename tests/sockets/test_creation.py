@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import copy
 import errno
 import os
@@ -17,6 +18,9 @@ import pytest
 import hvsock
 from hvsock import AF_HYPERV, HV_GUID_LOOPBACK, HV_PROTOCOL_RAW, SOCK_SEQPACKET, SOCK_STREAM
 from tests.sockets.support import World, fails
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def test_a_socket_as_cpython_makes_it() -> None:

@@ -19,6 +19,9 @@ from hvsock import HV_GUID_LOOPBACK, HV_PROTOCOL_RAW, HVSOCKET_CONNECTED_SUSPEND
 from hvsock.sockets.socket import socket as hv_socket
 from tests.sockets.support import ROOT, WAIT_SECONDS, Job, Pair, World, fails, receive_all
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 
 @pytest.fixture
 def pair(world: World) -> Iterator[Pair]:

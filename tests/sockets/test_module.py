@@ -13,6 +13,9 @@ import pytest
 import hvsock
 from tests.sockets.support import World, run_python
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 PROGRAMS = Path(__file__).with_name("programs")
 
 

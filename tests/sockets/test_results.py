@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 
 import pytest
@@ -18,6 +19,9 @@ from hvsock import (
 )
 from hvsock.fabric.embedded import PartitionHandle
 from tests.sockets.support import World, fails, so_error, writable
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture(params=["waiting", "not waiting"], autouse=True)

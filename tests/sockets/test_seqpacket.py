@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import errno
 import os
 import socket
@@ -13,6 +14,9 @@ import pytest
 import hvsock
 from hvsock import HV_GUID_LOOPBACK, SOCK_SEQPACKET, SOCK_STREAM
 from tests.sockets.support import WAIT_SECONDS, Pair, World, fails, writable
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 MOST = 128 * 1024
 

@@ -48,6 +48,13 @@ def listener_id(name: object) -> bytes | None:
     return None if match is None else bytes.fromhex(match[1])
 
 
+def is_shut_down(descriptor: int) -> bool:
+    """Whether a listener was shut down: it is readable for good then, and a non-blocking accept finds nothing."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 def take(link: socket.socket) -> Delivered | None:
     """The connection that the courier at the other end of `link`, a non-blocking socket, brings.
 

@@ -54,9 +54,12 @@ async def open_connection(
         partition: the partition's folder to connect from; by default that of the process.
 
     Raises:
+        ValueError: `ssl` without `server_hostname`.
         OSError: what connect raises.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
+    if ssl is not None and server_hostname is None:
+        raise ValueError("TLS needs server_hostname, the name that the server's certificate has to have")
     loop = asyncio.get_running_loop()
     target = await _resolve(address, partition)
     reader = asyncio.StreamReader(limit=limit)

@@ -216,7 +216,12 @@ class socket(_stdlib.socket):
         """
         while True:
             accepting.spare.keep()
-            courier, _ = super().accept()
+            try:
+                courier, _ = super().accept()
+            except BlockingIOError:
+                if accepting.is_shut_down(self.fileno()):  # the kernel says so to those that wait alone
+                    raise OSError(errno.EINVAL, "the listener is shut down") from None
+                raise
             with courier:
                 courier.settimeout(0)
                 found = accepting.take(courier)

@@ -141,7 +141,7 @@ class Connections:
         by_row: Counter[int] = Counter()
         by_partition: Counter[VmId] = Counter()
         for record, inode in enumerate(self._column(0), 1):
-            if inode in live:
+            if inode and inode in live:
                 _, row, _, _, source, target = _RECORD.unpack_from(self._map, record * _RECORD.size)
                 by_row[row & _ROW_MASK] += 1
                 by_partition.update({VmId.from_bytes_le(source), VmId.from_bytes_le(target)})

@@ -73,8 +73,6 @@ def serve(
         if on_ready is not None:
             on_ready()
         notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
-        if on_ready is not None:
-            on_ready()
         broker.run()
     finally:
         broker.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import os
 import socket
+import sys
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 import hvsock
 from hvsock import HV_GUID_LOOPBACK, HV_GUID_ZERO, SOCK_SEQPACKET, SOCK_STREAM
@@ -24,9 +27,6 @@ from tests.sockets.support import (
     receive_all,
     run_python,
 )
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 TYPES = [SOCK_STREAM, SOCK_SEQPACKET]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import re
+import sys
 from typing import Any
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 import hvsock
 from hvsock import (
@@ -23,9 +26,6 @@ from hvsock import (
 )
 from hvsock.fabric.embedded import PartitionHandle
 from tests.sockets.support import World, fails
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 GUID = "00000000-0000-0000-0000-000000000000"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import os
 import select
 import socket
 import struct
+import sys
 from pathlib import Path
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 import hvsock
 from hvsock import (
@@ -24,9 +27,6 @@ from hvsock import (
     ServiceId,
 )
 from tests.sockets.support import FakeBroker, World, fails, pending
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def test_the_descriptor_keeps_its_number_and_settings(world: World) -> None:

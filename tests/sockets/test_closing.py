@@ -12,6 +12,9 @@ import sys
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 from hvsock import HV_GUID_CHILDREN, HV_GUID_PARENT
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.sockets.support import (
@@ -24,9 +27,6 @@ from tests.sockets.support import (
     readable,
     receive_all,
 )
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 DATA = bytes(range(256)) * 100
 """What a connection holds: a send with a time-out waits for poll, which wants most of the buffer free."""

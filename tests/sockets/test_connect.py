@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import gc
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -16,6 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 import hvsock
 from hvsock import (
@@ -41,9 +44,6 @@ from tests.sockets.support import (
     so_error,
     writable,
 )
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 TYPES = [SOCK_STREAM, SOCK_SEQPACKET]
 NOWHERE = (HV_GUID_LOOPBACK, ServiceId("12345678-1234-1234-1234-123456789abc"))

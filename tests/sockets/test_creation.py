@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import copy
 import errno
 import os
 import pickle
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 import hvsock
 from hvsock import AF_HYPERV, HV_GUID_LOOPBACK, HV_PROTOCOL_RAW, SOCK_SEQPACKET, SOCK_STREAM
 from tests.sockets.support import World, fails
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 def test_a_socket_as_cpython_makes_it() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 import hvsock
 from hvsock import HV_GUID_LOOPBACK, HV_PROTOCOL_RAW, HVSOCKET_CONNECTED_SUSPEND, SOCK_SEQPACKET
 from hvsock.sockets.socket import socket as hv_socket
 from tests.sockets.support import ROOT, WAIT_SECONDS, Job, Pair, World, fails, receive_all
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import socket
+import sys
 import threading
 import time
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 import hvsock
 from hvsock import AF_HYPERV, HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, SOCK_SEQPACKET, SOCK_STREAM
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.sockets.support import QUIET_SECONDS, WAIT_SECONDS, FakeBroker, Job, World, fails, pending
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 class TestCreateConnection:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import hvsock
-from tests.sockets.support import World, run_python
-
 if sys.platform != "linux":
     raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
+import hvsock
+from tests.sockets.support import World, run_python
 
 PROGRAMS = Path(__file__).with_name("programs")
 

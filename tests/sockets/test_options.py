@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import socket
 import struct
+import sys
 from typing import Any
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 import hvsock
 from hvsock import (
@@ -21,9 +24,6 @@ from hvsock import (
     HVSOCKET_HIGH_VTL,
 )
 from tests.sockets.support import FakeBroker, World, fails, pending, so_error, writable
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 SWITCHES = [HVSOCKET_CONTAINER_PASSTHRU, HVSOCKET_CONNECTED_SUSPEND, HVSOCKET_HIGH_VTL]
 

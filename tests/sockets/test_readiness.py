@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import contextlib
 import errno
 import select
 import selectors
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 from hvsock import HV_GUID_LOOPBACK, SOCK_SEQPACKET, SOCK_STREAM, ServiceId
 from hvsock.sockets.socket import socket as hv_socket
 from tests.sockets.support import QUIET_SECONDS, WAIT_SECONDS, FakeBroker, World, pending, so_error
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 READ, WRITE = 1, 2
 NOWHERE = (HV_GUID_LOOPBACK, ServiceId("12345678-1234-1234-1234-123456789abc"))

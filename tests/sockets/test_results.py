@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import errno
+import sys
 
 import pytest
+
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 from hvsock import (
     HV_GUID_BROADCAST,
@@ -19,9 +22,6 @@ from hvsock import (
 )
 from hvsock.fabric.embedded import PartitionHandle
 from tests.sockets.support import World, fails, so_error, writable
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture(params=["waiting", "not waiting"], autouse=True)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import errno
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 
+if sys.platform != "linux":
+    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+
 import hvsock
 from hvsock import HV_GUID_LOOPBACK, SOCK_SEQPACKET, SOCK_STREAM
 from tests.sockets.support import WAIT_SECONDS, Pair, World, fails, writable
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 MOST = 128 * 1024
 

@@ -7,7 +7,7 @@ The order matters, for brokers that are killed and for accepters that are fast:
 3. send the connector's other end and the addresses through the courier,
 4. count the connection, and mark what was written down as counted,
 5. drain the request, which makes the connector writable: it is connected,
-6. send DONE through the courier and close the connection's descriptor here.
+6. close the connection's descriptor here, and send DONE through the courier.
 
 An accepter uses the descriptor after DONE only. If the broker dies before 5, the accepter finds the
 request still there and drains it; if it dies before 3, the connector sees its connection refused.
@@ -177,6 +177,7 @@ class Handover:
             broker.counters.accepted(self._row, broker.reactor.clock() - client.arrived)
             broker.connections.counted(record)
             client.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
+            client.drop()  # before the accepter goes on: a descriptor left here would hold up its close
             courier.send(messages.DONE)
         except BrokenPipeError:
             courier.close()  # the listener died just now, and the connection with it
@@ -186,7 +187,6 @@ class Handover:
             raise
         else:
             Delivery(broker, courier, grant.listener, grant.target.id, self._row)
-        client.drop()
 
     def _message(self, grant: Grant[Listener]) -> Courier:
         partition = self._client.gate.partition

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,12 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvsock.addresses import VmId
+from hvsock.addresses import ServiceId, VmId
 from hvsock.fabric.broker import connections as module
 from hvsock.fabric.broker import liveness
 from hvsock.fabric.broker.connections import Connections
+from hvsock.fabric.broker.counters import Counters
+from tests.registry.processes import in_child
 from tests.support import sample
 
 HOST, GUEST = VmId.new(), VmId.new()
@@ -145,6 +149,39 @@ def test_more_than_can_be_followed_are_left_out(
         kernel.opened(connections, inode)
     assert connections.sweep()[0] == {0: 4}
     connections.close()
+
+
+def _in_a_small_file_system(act: Callable[[str], str]) -> str:
+    """What `act` returns in a process with a file system of 300 KiB for it; empty where that is not allowed."""
+
+    def there() -> str:
+        libc = ctypes.CDLL(None)
+        if libc.unshare(0x20000) != 0:  # CLONE_NEWNS
+            return ""
+        assert libc.mount(None, b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+        assert libc.mount(b"none", b"/mnt", b"tmpfs", 0, b"size=300k") == 0
+        return act("/mnt")
+
+    return in_child(there)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_full_disk_costs_records_and_not_the_broker() -> None:
+    def fill(folder: str) -> str:
+        counters, kernel = Counters(f"{folder}/counters"), Kernel()
+        connections = Connections(f"{folder}/connections", kernel)
+        rows = {counters.row_of(ServiceId.from_port(port)) for port in range(50)}
+        with open(f"{folder}/fill", "wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        for inode in range(1, 10_000):
+            kernel.opened(connections, inode, counters.row_of(ServiceId.from_port(inode)))
+        return f"{len(rows)} rows, {connections.sweep()[0].total()} followed"
+
+    found = _in_a_small_file_system(fill)
+    if not found:
+        pytest.skip("mounts are not allowed here")
+    assert found == "50 rows, 0 followed"
 
 
 @pytest.mark.parametrize("spoil", ["another boot", "another version", "another size"])

@@ -19,6 +19,7 @@ from hvsock.addresses import SERVICE_WILDCARD, ServiceId
 from hvsock.errors import StateError
 from hvsock.fabric.broker import counters as module
 from hvsock.fabric.broker.counters import COLUMNS, RESETS, ROW_COUNTERS, Counters
+from hvsock.testing.leaks import leak_check
 from hvsock.topology.decision import Reason
 
 SERVICE = ServiceId.new()
@@ -117,6 +118,24 @@ def test_when_all_rows_are_taken_the_rest_shares_one(tmp_path: Path, monkeypatch
     rows = [counters.row_of(ServiceId.from_port(port)) for port in range(5)]
     assert rows == [1, 2, 0, 0, 0]
     assert counters.row_of(SERVICE_WILDCARD) == 0
+    counters.close()
+
+
+def test_without_space_for_a_row_services_share_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counters = Counters(str(tmp_path / "counters"))
+
+    def full(*anything: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        assert counters.row_of(SERVICE) == 0
+        with leak_check(), pytest.raises(OSError, match="No space"):
+            Counters(str(tmp_path / "others"))
+    assert "No space left" in caplog.text
+    assert counters.row_of(SERVICE) == 1
     counters.close()
 
 

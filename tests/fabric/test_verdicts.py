@@ -98,3 +98,13 @@ def test_a_new_parent_of_the_same_name_is_another(hvsock_fabric: EmbeddedFabric)
             hvsock_fabric.remove_partition("guest")
             with pytest.raises(OSError, match="no broker"):
                 _connect(guest, service.id)
+
+
+def test_what_died_does_not_listen(hvsock_fabric: EmbeddedFabric) -> None:
+    """Waiting for a service, and doctor, are not taken in by a listener whose process is gone."""
+    service = hvsock_fabric.register("Greeter")
+    guest = hvsock_fabric.create_partition("guest")
+    with hvsock.create_server(("any", service.id)):
+        hvsock.wait_for_service(("parent", service.id), 5, partition=guest.folder)
+    with pytest.raises(TimeoutError):
+        hvsock.wait_for_service(("parent", service.id), 0, partition=guest.folder)

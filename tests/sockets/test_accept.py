@@ -112,15 +112,31 @@ class TestWaiting:
 
 
 class TestEnd:
-    def test_shutdown_ends_an_accept_that_waits(self, world: World) -> None:
+    @pytest.mark.parametrize("timeout", [None, 2 * WAIT_SECONDS])
+    def test_shutdown_ends_an_accept_that_waits(self, world: World, timeout: float | None) -> None:
         listener, _ = world.loopback()
-        listener.settimeout(None)
+        listener.settimeout(timeout)
         with listener:
             job = Job(listener.accept)
             assert job.is_blocked()
             listener.shutdown(socket.SHUT_RDWR)
             with fails(errno.EINVAL):
                 job.result()
+
+    @pytest.mark.parametrize("timeout", [None, 0, 2 * WAIT_SECONDS])
+    def test_accept_after_shutdown(self, world: World, timeout: float | None) -> None:
+        """What is in the backlog is still accepted, then there is an error, and no waiting for nothing."""
+        listener, service_id = world.loopback()
+        with listener, world.fresh() as sock:
+            sock.connect((HV_GUID_LOOPBACK, service_id))
+            assert readable(listener)
+            listener.settimeout(timeout)
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.accept()[0].close()
+            for _ in range(2):
+                with fails(errno.EINVAL):
+                    Job(listener.accept).result()
+            assert listener.gettimeout() == timeout
 
     def test_connects_after_shutdown_are_refused(self, world: World) -> None:
         listener, service_id = world.loopback()

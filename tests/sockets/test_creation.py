@@ -20,6 +20,7 @@ if sys.platform != "linux":
 
 import hvsock
 from hvsock import AF_HYPERV, HV_GUID_LOOPBACK, HV_PROTOCOL_RAW, SOCK_SEQPACKET, SOCK_STREAM
+from hvsock.sockets.socket import socket as hv_socket
 from tests.sockets.support import World, fails
 
 
@@ -293,7 +294,7 @@ class TestConstants:
 class TestSubclass:
     """Programs derive from the class as they do from the standard one."""
 
-    class Standard(hvsock.socket):
+    class Standard(hv_socket):
         """With the signature that subclasses of socket.socket have."""
 
         made = 0

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import pytest
 
@@ -277,7 +278,7 @@ def test_a_level_triggered_loop_over_many(world: World) -> None:
             ready = selector.select(WAIT_SECONDS)
             assert ready, f"{done} connected, {len(received)} received"
             for key, _ in ready:
-                sock = key.fileobj  # type: ignore[assignment]
+                sock = cast("hv_socket", key.fileobj)
                 if sock is listener:
                     accepted, _ = listener.accept()
                     accepted.settimeout(0)

@@ -48,11 +48,18 @@ def listener_id(name: object) -> bytes | None:
     return None if match is None else bytes.fromhex(match[1])
 
 
-def is_shut_down(descriptor: int) -> bool:
-    """Whether a listener was shut down: it is readable for good then, and a non-blocking accept finds nothing."""
+def is_shut_down(descriptor: int, seconds: float = 0.0) -> bool:
+    """Whether a listener was shut down: it is readable for good then, and a non-blocking accept finds nothing.
+
+    Args:
+        descriptor: the listener's; the answer for a closed one is no.
+        seconds: how long to wait for a connection or for the end.
+    """
+    if descriptor < 0:
+        return False
     poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    poll.register(descriptor, select.POLLRDHUP | (select.POLLIN if seconds else 0))
+    return any(events & select.POLLRDHUP for _, events in poll.poll(seconds * 1000))
 
 
 def take(link: socket.socket) -> Delivered | None:

@@ -216,13 +216,7 @@ class socket(_stdlib.socket):
         """
         while True:
             accepting.spare.keep()
-            try:
-                courier, _ = super().accept()
-            except BlockingIOError:
-                if accepting.is_shut_down(self.fileno()):  # the kernel says so to those that wait alone
-                    raise OSError(errno.EINVAL, "the listener is shut down") from None
-                raise
-            with courier:
+            with self._accept_courier() as courier:
                 courier.settimeout(0)
                 found = accepting.take(courier)
             if found is not None:
@@ -238,6 +232,27 @@ class socket(_stdlib.socket):
         for option, size in self._buffers.items():
             accepted.setsockopt(_stdlib.SOL_SOCKET, option, size)
         return accepted, peer
+
+    def _accept_courier(self) -> _stdlib.socket:
+        """What the kernel accepts, or EINVAL once the listener is shut down.
+
+        The kernel says that only to those who wait in it. Who does not wait gets EAGAIN for ever, and who
+        waits by poll, as with a time-out, is woken for nothing again and again.
+        """
+        timeout = self.gettimeout()
+        ended = bool(timeout) and accepting.is_shut_down(self.fileno(), timeout or 0.0)
+        if ended:
+            super().settimeout(0)
+        try:
+            courier, _ = super().accept()
+        except BlockingIOError:
+            if ended or accepting.is_shut_down(self.fileno()):
+                raise OSError(errno.EINVAL, "the listener is shut down") from None
+            raise
+        finally:
+            if ended:
+                super().settimeout(timeout)
+        return courier
 
     # -- connecting
 

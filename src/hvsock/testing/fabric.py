@@ -17,10 +17,10 @@ def fabric(folder: str | None = None) -> EmbeddedFabric:
 
     ::
 
-        with hvsock.testing.fabric() as fabric:
-            service = fabric.register("HV Socket Demo")
-            guest = fabric.create_partition("web01")
-            listener = hvsock.create_server(("children", service.id), partition=fabric.host.folder)
+        with fabric() as made:
+            service = made.register("HV Socket Demo")
+            guest = made.create_partition("web01")
+            listener = hvsock.create_server(("children", service.id), partition=made.host.folder)
             connection = hvsock.create_connection(("parent", service.id), partition=guest.folder)
 
     Args:

@@ -19,7 +19,7 @@ from hvsock.addresses import SERVICE_WILDCARD, ServiceId, VmId, describe_vm_id, 
 from hvsock.errors import HvsockError, NotFoundError, RefusedError, UsageError
 from hvsock.fabric.messages import MAX_REPLY_BYTES, Reply
 from hvsock.topology import decision
-from hvsock.topology.decision import Refusal
+from hvsock.topology.decision import Grant, Refusal
 from hvsock.topology.partitions import MAX_PARTITION_NAME_CHARACTERS, Kind, Partition
 
 from .refusals import text_for
@@ -212,6 +212,8 @@ def _explain(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
         bool(call.get("passthru")),
         client.subject,
     )
+    while isinstance(verdict := rules.connect(request), Grant) and not broker.listeners.alive(verdict.listener):
+        broker.listeners.remove(verdict.listener)
     checks = rules.explain_connect(request)
     refusal = checks[-1].refusal
     on_host = client.gate.partition.kind is Kind.HOST

@@ -16,6 +16,7 @@ network namespace, VmId of the connecting and of the accepting partition (two ea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -38,6 +39,8 @@ MAX_RECORDS: Final = 1 << 20
 """Connections that can be followed at once; the file is sparse, and its full size is 64 MiB."""
 FIRST_SWEEP: Final = 1 << 14
 """Records written before the first look at which are still open."""
+ROOM_RECORDS: Final = 1 << 10
+"""Records that room is made for at a time."""
 MOST_LOOKS: Final = 5
 """Looks at the kernel's list for connections that are missing in it. While thousands of sockets come and go each
 second, a look at 10,000 that stay misses two or three, others each time."""
@@ -70,37 +73,37 @@ class Connections:
 
     def __init__(self, path: str, live: LiveInodes = liveness.live_socket_inodes) -> None:
         header = _MAGIC + liveness.boot_id()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != _FILE_BYTES or os.pread(descriptor, len(header), 0) != header:
-                if size:
-                    log.warning("%s is from before the last boot or of another version: it starts anew", path)
-                os.ftruncate(descriptor, 0)
-                os.ftruncate(descriptor, _FILE_BYTES)
-                os.pwrite(descriptor, header, 0)
-            self._map = mmap.mmap(descriptor, _FILE_BYTES)
-        finally:
-            os.close(descriptor)
-        self._words = memoryview(self._map).cast("Q")
         self._live = live
         self._namespace = liveness.own_namespace()
-        self._used = min(self._words[_USED_WORD], MAX_RECORDS)
         self._free: list[int] = []
         self._sweep_at = FIRST_SWEEP
         self._not_followed = 0
-        self.sweep()
-        self.recovered = self._recover()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._descriptor)
+            size = os.fstat(self._descriptor).st_size
+            if size != _FILE_BYTES or os.pread(self._descriptor, len(header), 0) != header:
+                if size:
+                    log.warning("%s is from before the last boot or of another version: it starts anew", path)
+                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, _FILE_BYTES)
+                os.pwrite(self._descriptor, header, 0)
+            self._map = undo.enter_context(mmap.mmap(self._descriptor, _FILE_BYTES))
+            self._words = undo.enter_context(memoryview(self._map).cast("Q"))
+            self._used = min(self._words[_USED_WORD], MAX_RECORDS)
+            self.sweep()
+            self.recovered = self._recover()
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Unmap the file. Calling this twice is fine."""
-        self._words.release()
-        self._map.close()
+        self._undo.close()
 
     def begin(self, inode: int, row: int, ends: tuple[VmId, VmId], pid: int, namespace: int) -> int | None:
         """Follow a connection that is about to be handed over, until its accepted end is gone.
 
-        When :data:`MAX_RECORDS` are open, this one is not followed; that harms a report and nothing else.
+        When :data:`MAX_RECORDS` are open or the disk is full, this one is not followed; that harms a report
+        and nothing else.
 
         Args:
             inode: of its accepted end.
@@ -177,12 +180,24 @@ class Connections:
             self.sweep()
         if self._free:
             return self._free.pop()
-        if self._used == MAX_RECORDS:
+        if self._used == MAX_RECORDS or not self._make_room():
             self._not_followed += 1
             return None
         self._used += 1
         self._words[_USED_WORD] = self._used
         return self._used
+
+    def _make_room(self) -> bool:
+        """Have the file take up space for the next record; a store into a hole would end us on a full disk."""
+        if self._used % ROOM_RECORDS == 0:
+            room = min(ROOM_RECORDS, MAX_RECORDS - self._used) * _RECORD.size
+            try:
+                os.posix_fallocate(self._descriptor, (1 + self._used) * _RECORD.size, room)
+            except OSError as error:
+                if not self._not_followed:
+                    log.error("connections are not followed any more: %s", error.strerror)
+                return False
+        return True
 
     def _column(self, word: int) -> list[int]:
         """One word of every record that was used at some time."""

@@ -13,6 +13,8 @@ Layout, in the byte order of the machine: a header of 64 bytes (magic, number of
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import mmap
 import os
 import sys
@@ -24,6 +26,8 @@ from hvsock.topology.decision import Reason
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS: Final = 32_768
 """Services with a row of their own: twice the most that the registry holds, so that renewed ids fit."""
@@ -67,41 +71,48 @@ class Counters:
     """
 
     def __init__(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size == 0:
-                os.ftruncate(descriptor, _FILE_BYTES)
-            if os.fstat(descriptor).st_size != _FILE_BYTES:
-                raise _foreign(path)
-            self._map = mmap.mmap(descriptor, _FILE_BYTES)
-        finally:
-            os.close(descriptor)
-        self._cells = memoryview(self._map).cast("Q")
         self._rows: dict[ServiceId, int] = {}
-        rows = self._cells[_ROWS_CELL]
-        if self._map[:8] == bytes(8):
-            self._map[:8] = _MAGIC
-        elif self._map[:8] != _MAGIC or rows > MAX_ROWS:
-            self.close()
-            raise _foreign(path)
-        for row in range(rows):
-            at = _HEADER_BYTES + row * _ROW_BYTES
-            self._rows[ServiceId.from_bytes_le(self._map[at : at + 16])] = row
-        self.row_of(SERVICE_WILDCARD)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._descriptor)
+            if os.fstat(self._descriptor).st_size == 0:
+                os.ftruncate(self._descriptor, _FILE_BYTES)
+            if os.fstat(self._descriptor).st_size != _FILE_BYTES:
+                raise _foreign(path)
+            # a store into a mapped hole of a file is the end of the process when the disk is full
+            os.posix_fallocate(self._descriptor, 0, _HEADER_BYTES + _ROW_BYTES)
+            self._map = undo.enter_context(mmap.mmap(self._descriptor, _FILE_BYTES))
+            self._cells = undo.enter_context(memoryview(self._map).cast("Q"))
+            rows = self._cells[_ROWS_CELL]
+            if self._map[:8] == bytes(8):
+                self._map[:8] = _MAGIC
+            elif self._map[:8] != _MAGIC or rows > MAX_ROWS:
+                raise _foreign(path)
+            for row in range(rows):
+                at = _HEADER_BYTES + row * _ROW_BYTES
+                self._rows[ServiceId.from_bytes_le(self._map[at : at + 16])] = row
+            self.row_of(SERVICE_WILDCARD)
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Unmap the file; it keeps every count. Calling this twice is fine."""
-        self._cells.release()
-        self._map.close()
+        self._undo.close()
 
     def row_of(self, service_id: ServiceId) -> int:
-        """The row of a service, made if need be; when all are taken, the row of what has no service."""
+        """The row of a service, made if need be; when there is no room for it, the row of what has no service."""
         row = self._rows.get(service_id)
         if row is None:
             row = len(self._rows)
             if row == MAX_ROWS:
                 return self._rows[SERVICE_WILDCARD]
             at = _HEADER_BYTES + row * _ROW_BYTES
+            try:
+                os.posix_fallocate(self._descriptor, at, _ROW_BYTES)
+            except OSError as error:
+                if not row:
+                    raise
+                log.error("a service is counted as one that is not registered: %s", error.strerror)
+                return self._rows[SERVICE_WILDCARD]
             self._map[at : at + 16] = service_id.to_bytes_le()
             self._cells[_ROWS_CELL] = row + 1
             self._rows[service_id] = row

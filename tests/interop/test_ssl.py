@@ -61,22 +61,6 @@ def test_blocking(wire: Wire, certificates: Certificates, version: str) -> None:
         assert served.result(WAIT_SECONDS) == (digest(REQUEST), b"in the clear")
 
 
-def test_half_close_without_unwrap(wire: Wire, certificates: Certificates) -> None:
-    """The client's end of stream reaches the server below TLS, and the way back stays open."""
-    near, far = wire.pair()
-    far.settimeout(WAIT_SECONDS)
-
-    def serve() -> None:
-        with certificates.server.wrap_socket(far, server_side=True) as tls:
-            tls.sendall(digest(receive_all(tls)).encode())
-
-    client = certificates.client
-    with near, far, in_background(serve), client.wrap_socket(near, server_hostname=certificates.name) as tls:
-        tls.sendall(REQUEST)
-        socket.socket.shutdown(tls, socket.SHUT_WR)  # SSLSocket.shutdown would end TLS on both ways
-        assert receive_all(tls).decode() == digest(REQUEST)
-
-
 def test_certificate_of_a_stranger(wire: Wire, certificates: Certificates) -> None:
     """The handshake fails at both ends, as over TCP, and closes what it has to."""
     near, far = wire.pair()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 import hvsock
+from hvsock import ServiceId
 from tests.interop.support import LARGE, WAIT_SECONDS, Certificates, Wire, digest, payload
 
 if sys.platform != "linux":
     raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 from hvsock.sockets import trio as hvsock_trio
+from tests.sockets.support import FakeBroker
 
 ANSWER = LARGE[::-1]
 CLIENTS = 60
@@ -147,5 +152,83 @@ def test_tls(wire: Wire, certificates: Certificates) -> None:
                 while len(got) < len(ANSWER):
                     got += await tls.receive_some()
         assert (digest(received), digest(got)) == (digest(LARGE), digest(ANSWER))
+
+    run(main)
+
+
+def test_refusals(wire: Wire) -> None:
+    """open_stream raises what connect does, with the broker's words."""
+
+    async def main() -> None:
+        with pytest.raises(ConnectionRefusedError, match="nothing listens"):
+            await hvsock_trio.open_stream(wire.target, partition=wire.guest.folder)
+        with pytest.raises(OSError, check=lambda error: error.errno == errno.EADDRNOTAVAIL):
+            await hvsock_trio.open_stream(("any", wire.service), partition=wire.guest.folder)
+        with pytest.raises(hvsock.NotFoundError):
+            await hvsock_trio.open_stream(("parent", "No Such Service"), partition=wire.guest.folder)
+        with pytest.raises(PermissionError):
+            await hvsock_trio.open_listener(("any", ServiceId.new()), partition=wire.fabric.host.folder)
+
+    run(main)
+
+
+def test_cancelled_while_connecting(wire: Wire) -> None:
+    """A connect that waits for room in the backlog is given up without a trace."""
+
+    async def main() -> None:
+        with wire.listener(backlog=0), wire.dial():
+            with trio.move_on_after(0.02) as scope:
+                await hvsock_trio.open_stream(wire.target, partition=wire.guest.folder)
+            assert scope.cancelled_caught
+
+    run(main)
+
+
+def test_a_full_queue_of_the_broker_is_waited_for(tmp_path: Path) -> None:
+    fake = FakeBroker(tmp_path, backlog=0)
+
+    async def main() -> None:
+        with fake.connector() as first:
+            first.connect_ex(("e0e16197-dd56-4a10-9195-5ee7a155a838", ServiceId.new()))
+            streams = []
+
+            async def connect() -> None:
+                streams.append(await hvsock_trio.open_stream(("loopback", "1"), partition=fake.folder))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect)
+                await trio.sleep(0.02)
+                assert streams == []
+                fake.take()[0].close()
+                connection = await trio.to_thread.run_sync(fake.establish)
+        async with streams[0] as stream:
+            with connection:
+                await stream.send_all(b"data")
+                assert connection.recv(10) == b"data"
+
+    run(main)
+    fake.close()
+
+
+def test_a_listener_that_is_closed(wire: Wire) -> None:
+    """Who waits in accept learns of it."""
+
+    async def main() -> None:
+        listener = await hvsock_trio.open_listener(wire.serving, partition=wire.fabric.host.folder)
+        ended = []
+
+        async def accept() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await listener.accept()
+            ended.append(True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            await trio.testing.wait_all_tasks_blocked()
+            await listener.aclose()
+        await listener.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+        assert ended == [True]
 
     run(main)

@@ -164,13 +164,13 @@ class TestBuffers:
         """SO_SNDBUFFORCE goes there; the root of a container may not use it."""
         with fake.connector() as sock:
             try:
-                sock.setsockopt(socket.SOL_SOCKET, 32, 4_000_000)
+                sock.setsockopt(socket.SOL_SOCKET, 32, 40_000_000)
             except PermissionError:
                 pytest.skip("needs CAP_NET_ADMIN")
             sock.connect_ex((HV_GUID_LOOPBACK, hvsock.ServiceId.new()))
             with fake.establish():
                 assert so_error(sock) == 0
-                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 8_000_000
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 80_000_000
 
     @pytest.mark.parametrize("refused", [False, True])
     def test_set_while_pending(self, fake: FakeBroker, refused: bool) -> None:

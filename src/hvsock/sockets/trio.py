@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import socket as _stdlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -49,16 +47,17 @@ async def open_stream(address: AddressLike, *, partition: str | None = None) -> 
     target = await trio.to_thread.run_sync(client.resolve, address, partition)
     with contextlib.closing(socket(partition=partition)) as sock:
         sock.setblocking(False)
-        code = sock.connect_ex(target)
-        while code == errno.ENOBUFS:
+        while True:
+            try:
+                sock.connect(target)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+                sock.connect(target)  # tells how it ended
+                return _stream(sock)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
             await trio.sleep(QUEUE_PAUSE_SECONDS)
-            code = sock.connect_ex(target)
-        if code == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(sock)
-            code = sock.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-        return _stream(sock)
 
 
 class Listener(trio.abc.Listener[trio.SocketStream]):

@@ -35,6 +35,7 @@ def run(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CORE)
 def test_core_is_covered_by_its_own_tests(name: str, tmp_path: Path) -> None:
     data, report = f"--data-file={tmp_path / 'data'}", tmp_path / "report.json"

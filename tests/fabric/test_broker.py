@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import sys
 import threading
 import time
@@ -572,24 +573,28 @@ def test_a_listener_whose_socket_was_shut_down_is_none(
 def test_an_end_that_cannot_be_watched_for_harms_no_connection(
     fabric: EmbeddedFabric, guest: PartitionHandle, service: ServiceEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = broker_of(fabric)
+    reactor = broker_of(fabric).reactor
+    original, refused = reactor.watch, [select.EPOLLRDHUP]
 
-    def short(*anything: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def short(descriptor: int, events: int, handler: Callable[[int], None]) -> None:
+        if events in refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor, events, handler)
 
+    monkeypatch.setattr(reactor, "watch", short)
     with hvsock.create_server(("any", service.id), partition=fabric.host.folder) as listener:
-        with monkeypatch.context() as patch:
-            patch.setattr(broker.reactor, "watch", short)
-            with start_connect(guest.folder, (PARENT, service.id)) as connector:
-                assert connector.settled() == 0
-                accepted, _ = take(listener)
-                with accepted:
-                    connector.sock.send(b"x")
-                    assert accepted.recv(10) == b"x"
-            with control(guest.folder) as idle:
-                assert ended(idle)
+        with start_connect(guest.folder, (PARENT, service.id)) as connector:
+            assert connector.settled() == 0
+            accepted, _ = take(listener)
+            with accepted:
+                connector.sock.send(b"x")
+                assert accepted.recv(10) == b"x"
+        assert status(fabric)["undelivered"] == 0
+        refused.append(select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        with control(guest.folder) as idle:
+            assert ended(idle)
+        refused.clear()
         assert client.call(guest.folder, "ping")
-    assert status(fabric)["undelivered"] == 0
 
 
 def test_a_defect_in_a_connect_harms_it_alone(

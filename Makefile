@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Seconds that the standard input of nothing may hold up an install.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test soak check bench docs clean
+.PHONY: setup demo test soak check bench clean
 
 setup: $(VENV)/.dev-installed
 

@@ -134,7 +134,7 @@ def connects(runs: int, tick: Callable[[], None]) -> list[Row]:
             unix_again.append(unix_rate())
             tick()
         unit = ("/s", 1.0)
-        rows = [
+        return [
             row("connect+accept+close", unit, alone, ("asyncio AF_UNIX", unix, unix_again), 0.5, True),
             row(
                 "the same, 10,000 services, 1,000 partitions",
@@ -145,22 +145,25 @@ def connects(runs: int, tick: Callable[[], None]) -> list[Row]:
                 True,
             ),
         ]
-        base = empty.resident_bytes()
-        for count in (10, 1_000, 10_000):
-            cost = memory_of_connections(*places[0], count)
-            rows.append(
-                Row(
-                    f"broker memory, {count:,} idle connections",
-                    f"{cost:,.0f} B each",
-                    f"broker: {base >> 20} MiB",
-                    None,
-                    None,
-                    "below 2,048 B",
-                    cost < 2048 or count < 1_000,
-                )
-            )
-            tick()
-        return rows
+
+
+def connections_memory(tick: Callable[[], None]) -> list[Row]:
+    """Memory of a fresh broker for each connection that is open and idle."""
+    rows = []
+    for count in (10, 1_000, 10_000):
+        with broker_process() as broker:
+            with Registry(f"{broker.folder}/registry") as registry:
+                service = registry.register("Benchmark")
+            guest = client.call(broker.host, "partition.create", name="bench-vm", kind="vm")["folder"]
+            base = broker.resident_bytes()
+            cost = memory_of_connections(broker, guest, service.id, count)
+            work = f"broker memory, {count:,} idle connections"
+            # what a broker takes at its first connection is spread over too few of them below a thousand
+            met = cost < 2048 or count < 1_000
+            against = f"broker: {base >> 20} MiB"
+            rows.append(Row(work, f"{cost:,.0f} B each", against, None, None, "below 2,048 B", met))
+        tick()
+    return rows
 
 
 def services_memory(tick: Callable[[], None]) -> list[Row]:
@@ -216,7 +219,8 @@ def main() -> None:
     """Run everything, or the part that was asked for."""
     parts = {
         "streams": (4 * RUNS, streams),
-        "connects": (8, lambda tick: connects(5, tick)),
+        "connects": (5, lambda tick: connects(5, tick)),
+        "connections": (3, connections_memory),
         "services": (3, services_memory),
         "startup": (2, startup),
     }

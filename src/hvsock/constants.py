@@ -52,9 +52,3 @@ SOCKADDR_HV_BYTES = 36
 
 VSOCK_PORT_MAX = 0xFFFFFFFF
 """Largest AF_VSOCK port. The header says 0x7FFFFFFF; Linux dropped that limit."""
-VMADDR_CID_LOCAL = 1
-"""CID of the own partition (linux/vm_sockets.h)."""
-VMADDR_CID_HOST = 2
-"""CID of the parent partition (linux/vm_sockets.h)."""
-VMADDR_CID_ANY = 0xFFFFFFFF
-"""CID that binds to every partition (linux/vm_sockets.h)."""

@@ -16,6 +16,10 @@ import pytest
 
 import hvsock
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
+from tests.support import sample
+
+assert sys.platform == "linux"
+
 from tests.cli.helpers import (
     PATIENCE,
     PROGRAM,
@@ -28,10 +32,6 @@ from tests.cli.helpers import (
     started,
 )
 from tests.cli.helpers import hvsock as run
-from tests.support import sample
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 NAME = "HV Socket Demo \u2713"
 

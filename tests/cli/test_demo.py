@@ -18,11 +18,11 @@ import pytest
 
 from hvsock.cli.walkthrough import SERVICE_NAME, Walk
 from hvsock.sockets.socket import socket
-from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 from tests.support import sample
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MIB = str(sample(32, 256))

@@ -15,10 +15,10 @@ from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.main import COMMANDS, cli
 from hvsock.cli.outcome import ExitCode, say
 from hvsock.fabric.embedded import EmbeddedFabric
-from tests.cli.helpers import PROGRAM, environment, hvsock, invoke
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.cli.helpers import PROGRAM, environment, hvsock, invoke
 
 
 def entries() -> list[tuple[LazyGroup, str, Entry]]:

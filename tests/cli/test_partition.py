@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from hvsock.fabric.embedded import EmbeddedFabric
-from tests.cli.helpers import environment, hvsock, invoke, invoke_json
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.cli.helpers import environment, hvsock, invoke, invoke_json
 
 
 def test_create_list_remove(hvsock_fabric: EmbeddedFabric) -> None:

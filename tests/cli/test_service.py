@@ -14,10 +14,10 @@ import pytest
 
 from hvsock.addresses import ServiceId
 from hvsock.fabric.embedded import EmbeddedFabric
-from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.cli.helpers import PROGRAM, environment, hvsock, invoke, invoke_json
 
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -214,7 +214,7 @@ def test_another_partition_makes_no_registry(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root has another's folder")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has another's folder: run the tests as root")
 def test_what_root_makes_in_anothers_folder_is_the_others(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chown(folder, 4242, 4243)

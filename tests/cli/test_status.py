@@ -13,11 +13,11 @@ import pytest
 
 import hvsock
 from hvsock.fabric.embedded import EmbeddedFabric
+
+assert sys.platform == "linux"
+
 from tests.cli.helpers import hvsock as run
 from tests.cli.helpers import invoke, invoke_json, line_of, started
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.helpers import PATIENCE, broker, ended, feeding, hvsock, invoke, listening, started
 from tests.support import sample
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.cli.helpers import PATIENCE, broker, ended, feeding, hvsock, invoke, listening, started
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_an_unknown_admin_group(folder: str) -> None:
     assert not os.path.exists(folder)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to any group")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to any group: run the tests as root")
 def test_admin_group_and_shared_set_the_modes(folder: str) -> None:
     with broker(folder, "--admin-group", "4242", "--shared"):
         found = os.stat(os.path.join(folder, "partitions", "host"))

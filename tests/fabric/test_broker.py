@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-if sys.platform != "linux":
-    pytest.skip("the broker needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
 
 import socket
 
@@ -815,7 +814,7 @@ def _in_another_network(act: Callable[[], Any]) -> Any:
     return in_child(there)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace")
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a network namespace: run the tests as root")
 def test_connections_from_another_network_namespace_are_open_while_they_are(
     fabric: EmbeddedFabric, guest: PartitionHandle, service: ServiceEntry
 ) -> None:
@@ -839,7 +838,7 @@ def test_connections_from_another_network_namespace_are_open_while_they_are(
         thread.start()
         found = _in_another_network(connect)
         if found is None:
-            pytest.skip("network namespaces are not allowed here")
+            pytest.skip("network namespaces are not allowed here: run the tests with CAP_SYS_ADMIN")
         thread.join()
         assert counts == [0, 0]
         assert demo(fabric)["accepted"] == 2

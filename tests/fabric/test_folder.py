@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-if sys.platform != "linux":
-    pytest.skip("the broker needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
 
 import fcntl
 import socket
@@ -25,7 +24,7 @@ from hvsock.testing.leaks import leak_check
 from tests.fabric.peers import open_folder, running
 
 NOBODY = 65534
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users: run the tests as root")
 
 
 def mode(path: str | Path) -> int:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
 
 import socket
 
@@ -23,7 +22,7 @@ from tests.fabric.peers import open_folder
 from tests.registry.processes import User, in_child
 
 NOBODY = 65534
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users: run the tests as root")
 
 
 def test_the_variable_names_the_folder() -> None:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from hvsock.fabric.embedded import EmbeddedFabric
-    from tests.interop.support import Certificates, Wire
-    from tests.sockets.support import World
+assert sys.platform == "linux"
+
+import uvloop
+
+from hvsock.fabric.embedded import EmbeddedFabric
+from tests.interop.support import Certificates, Wire
+from tests.sockets.support import World
 
 
 @pytest.fixture
 def wire(hvsock_fabric: EmbeddedFabric) -> Wire:
     """A fabric of this test's own, with a guest that reaches a service of its host."""
-    from tests.interop.support import Wire
-
     return Wire.make(hvsock_fabric)
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """The larger fabric of the sockets' own tests."""
-    from hvsock.fabric.embedded import EmbeddedFabric
-    from tests.sockets.support import World
-
     with EmbeddedFabric() as fabric:
         yield World.make(fabric)
 
@@ -35,15 +32,10 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def certificates() -> Certificates:
     """What a server and its clients need to speak TLS; a test may change them."""
-    from tests.interop.support import Certificates
-
     return Certificates.issue()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def pipe_of_libuv() -> None:
     """libuv opens a pipe for signals with the first loop of a process, and keeps it: no test has leaked it."""
-    if sys.platform == "linux":
-        import uvloop
-
-        uvloop.new_event_loop().close()
+    uvloop.new_event_loop().close()

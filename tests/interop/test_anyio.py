@@ -13,10 +13,10 @@ from anyio.abc import ByteReceiveStream, ByteStream, SocketStream, UNIXSocketStr
 from anyio.streams.tls import TLSStream
 
 import hvsock
-from tests.interop.support import LARGE, WAIT_SECONDS, Certificates, Wire, digest, payload
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
+
+from tests.interop.support import LARGE, WAIT_SECONDS, Certificates, Wire, digest, payload
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),

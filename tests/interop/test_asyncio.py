@@ -17,11 +17,11 @@ import uvloop
 import hvsock
 from hvsock import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId
 from hvsock.sockets import aio
+
+assert sys.platform == "linux"
+
 from tests.interop.support import LARGE, Certificates, digest, listen
 from tests.sockets.support import WAIT_SECONDS, FakeBroker, World, fails, pending
-
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.support import MIB, WAIT_SECONDS, Wire, digest, in_background, payload, receive_all
+assert sys.platform == "linux"
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+from tests.interop.support import MIB, WAIT_SECONDS, Wire, digest, in_background, payload, receive_all
 
 DATA = payload(4 * MIB)
 

@@ -13,12 +13,11 @@ import trio.testing
 
 import hvsock
 from hvsock import ServiceId
-from tests.interop.support import LARGE, WAIT_SECONDS, Certificates, Wire, digest, payload
 
-if sys.platform != "linux":
-    raise pytest.skip.Exception("the fabric needs Linux", allow_module_level=True)
+assert sys.platform == "linux"
 
 from hvsock.sockets import trio as hvsock_trio
+from tests.interop.support import LARGE, WAIT_SECONDS, Certificates, Wire, digest, payload
 from tests.sockets.support import FakeBroker
 
 ANSWER = LARGE[::-1]

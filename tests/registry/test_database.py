@@ -29,7 +29,7 @@ if sys.platform == "win32":
 
 from tests.registry.processes import Say, User, in_child, running
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users: run the tests as root")
 
 ALICE, BOB, CAROL = 52_001, 52_002, 52_003
 ADMINS = 52_100

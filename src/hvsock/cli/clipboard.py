@@ -23,7 +23,7 @@ def copy(text: str) -> str | None:
 
 def _by_program(text: str) -> bool:
     """Try pyperclip, and look whether the text is there: a program without a display fails without a word."""
-    import pyperclip  # type: ignore[import-untyped]
+    import pyperclip
 
     with contextlib.suppress(pyperclip.PyperclipException, OSError), _silent():
         pyperclip.copy(text)

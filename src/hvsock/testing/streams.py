@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
@@ -87,7 +88,7 @@ class _Channel:
         return self.finished or self.abandoned
 
 
-class MemoryStream:
+class MemoryStream(ABC):
     """One end of a pair in memory; made by :func:`memory_pair`.
 
     It is one stream to any number of threads, as a socket is. Unlike a socket's, its :meth:`close` also
@@ -288,9 +289,9 @@ class MemoryStream:
             self._out.stalled = stalled
             self._changed.notify_all()
 
+    @abstractmethod
     def _send_some(self, view: memoryview, deadline: float | None) -> int:
         """Sends one piece of `view`, which is not empty; returns its size."""
-        raise NotImplementedError
 
     def _take(self, most: int) -> bytes:
         channel = self._in

@@ -6,9 +6,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from hvsock.testing.leaks import leak_check
 from tests.support import SOAK
+
+# `make test` tries the same examples in every run, so that a failure is one of the change at hand;
+# `make soak` looks for new ones. Neither asserts a time.
+settings.register_profile("hvsock", derandomize=not SOAK, deadline=None, print_blob=True)
+settings.load_profile("hvsock")
 
 if sys.platform != "linux":
     # what runs over the fabric needs Linux; its modules say so to type checkers by an assert

@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     from hvsock.fabric.embedded import EmbeddedFabric
-
-# how long one example takes says more about the machine than about what is tested
-settings.register_profile("fabric", deadline=None)
-settings.load_profile("fabric")
 
 
 @pytest.fixture

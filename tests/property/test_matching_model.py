@@ -42,9 +42,7 @@ def examples(count: int) -> Callable[[F], F]:
     """Run a test on `count` random fabrics, or on very many when soaking."""
     return settings(
         max_examples=sample(count, 100 * count),
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
-        print_blob=True,
     )
 
 

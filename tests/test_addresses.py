@@ -205,6 +205,47 @@ def test_the_template_is_port_zero() -> None:
     assert HV_GUID_VSOCK_TEMPLATE.port == 0
 
 
+# Context ids
+
+
+@pytest.mark.parametrize(
+    ("cid", "text"),
+    [
+        (3, "00000003-c1d0-4856-8000-000000000000"),
+        (42, "0000002a-c1d0-4856-8000-000000000000"),
+        (0xFFFFFFFE, "fffffffe-c1d0-4856-8000-000000000000"),
+    ],
+)
+def test_ids_of_virtual_machines_by_cid(cid: int, text: str) -> None:
+    assert VmId.from_cid(cid) == text
+    assert type(VmId.from_cid(cid)) is VmId
+    assert VmId(text.upper()).cid == VmId(text).data1 == cid
+
+
+@given(st.integers(3, 0xFFFFFFFE))
+def test_every_cid_there_and_back(cid: int) -> None:
+    assert VmId.from_cid(cid).cid == cid
+
+
+@pytest.mark.parametrize("cid", [-1, 0, 1, 2, 0xFFFFFFFF, 0x100000000])
+def test_cids_that_no_virtual_machine_has(cid: int) -> None:
+    with pytest.raises(ValueError, match=f"CID {cid} is no virtual machine's: those are 3 to 4294967294"):
+        VmId.from_cid(cid)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *CONSTANTS.values(),
+        "00000002-c1d0-4856-8000-000000000000",
+        "ffffffff-c1d0-4856-8000-000000000000",
+        "00000003-c1d0-4856-8000-000000000001",
+    ],
+)
+def test_ids_that_were_made_of_no_cid(text: str) -> None:
+    assert VmId(text).cid is None
+
+
 # SOCKADDR_HV
 
 SOCKADDRS = [

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import quote, unquote
 
-from .constants import AF_HYPERV, SOCKADDR_HV_BYTES, VSOCK_PORT_MAX
+from .constants import AF_HYPERV, SOCKADDR_HV_BYTES, VSOCK_CID_MAX, VSOCK_PORT_MAX, VSOCK_RESERVED_CIDS
 
 _GUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _PORT = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
@@ -100,6 +100,22 @@ class VmId(Guid):
 
     __slots__ = ()
 
+    @classmethod
+    def from_cid(cls, cid: int) -> VmId:
+        """The id by which AF_VSOCK programs call the virtual machine with context id `cid` (3 to 0xFFFFFFFE).
+
+        Raises:
+            ValueError: `cid` is out of range or reserved: 0, 1, 2 and 0xFFFFFFFF are no virtual machine's.
+        """
+        if not 0 <= cid <= VSOCK_CID_MAX or cid in VSOCK_RESERVED_CIDS:
+            raise ValueError(f"CID {cid} is no virtual machine's: those are 3 to {VSOCK_CID_MAX - 1}")
+        return cls(f"{cid:08x}{_CID_TAIL}")
+
+    @property
+    def cid(self) -> int | None:
+        """The context id that :meth:`from_cid` made this id of, or None when it made it of none."""
+        return self.data1 if self[8:] == _CID_TAIL and self.data1 not in VSOCK_RESERVED_CIDS else None
+
 
 class ServiceId(Guid):
     """The id of a service: the name of its key under GuestCommunicationServices."""
@@ -151,6 +167,9 @@ def _format(cls: type[_G], data: bytes) -> _G:
 HV_GUID_VSOCK_TEMPLATE = ServiceId("00000000-facb-11e6-bd58-64006a7986d3")
 """Template of the services that Linux guests reach: Data1 is the port."""
 _TEMPLATE_TAIL: Final = HV_GUID_VSOCK_TEMPLATE[8:]
+
+_CID_TAIL: Final = "-c1d0-4856-8000-000000000000"
+"""What follows the CID in :meth:`VmId.from_cid`: 48 56 is "HV"; it has the form of a random GUID and is none."""
 
 HV_GUID_ZERO = VmId("00000000-0000-0000-0000-000000000000")
 """The same as :data:`HV_GUID_WILDCARD`."""

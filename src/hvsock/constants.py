@@ -52,3 +52,19 @@ SOCKADDR_HV_BYTES = 36
 
 VSOCK_PORT_MAX = 0xFFFFFFFF
 """Largest AF_VSOCK port. The header says 0x7FFFFFFF; Linux dropped that limit."""
+
+VSOCK_CID_MAX = 0xFFFFFFFF
+"""Largest AF_VSOCK context id (linux/vm_sockets.h)."""
+VSOCK_CID_LOCAL = 1
+"""The own machine: VMADDR_CID_LOCAL (linux/vm_sockets.h)."""
+VSOCK_CID_HOST = 2
+"""The host of a virtual machine: VMADDR_CID_HOST (linux/vm_sockets.h)."""
+VSOCK_CID_ANY = VSOCK_CID_MAX
+"""Bind: any context id: VMADDR_CID_ANY (linux/vm_sockets.h). A guest of Hyper-V reads it as its own, too."""
+VSOCK_RESERVED_CIDS = (0, VSOCK_CID_LOCAL, VSOCK_CID_HOST, VSOCK_CID_ANY)
+"""Context ids that no virtual machine has (virtio 1.3, 5.10.4)."""
+
+VSOCK_BROKER_PORT = 0x4856_5342
+"""AF_VSOCK port of the host on which a device answers calls to the broker ("HVSB"; hvsock's own)."""
+GUEST_ECHO_PORT = 2762
+"""AF_VSOCK port on which hvsock.vm.guest echoes: the one after the original documentation's example."""

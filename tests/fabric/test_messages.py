@@ -12,14 +12,24 @@ from hypothesis import strategies as st
 from hvsock.addresses import Address, ServiceId, VmId
 from hvsock.errors import ProtocolError
 from hvsock.fabric import messages
-from hvsock.fabric.messages import Courier, Flag, Op, Reply, Request
+from hvsock.fabric.messages import (
+    Courier,
+    DeviceCourier,
+    Established,
+    Flag,
+    Notice,
+    NoticeKind,
+    Op,
+    Reply,
+    Request,
+)
 
 ids = st.binary(min_size=16, max_size=16)
 addresses = st.builds(
     lambda vm, service: Address(VmId.from_bytes_le(vm), ServiceId.from_bytes_le(service)), ids, ids
 )
 words = st.integers(0, 0xFFFFFFFF)
-flags = st.sampled_from([Flag(bits) for bits in range(8)])
+flags = st.sampled_from([Flag(bits) for bits in range(32)])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -35,6 +45,18 @@ calls = st.builds(Request, st.just(Op.CALL), addresses, words, flags, words, ids
     lambda request: len(json.dumps(request.call, ensure_ascii=False).encode()) <= messages.MAX_CALL_BYTES
 )
 couriers = st.builds(Courier, addresses, addresses, ids, flags)
+device_couriers = st.builds(
+    DeviceCourier,
+    addresses,
+    addresses,
+    ids,
+    flags,
+    port=words,
+    source_cid=words,
+    milliseconds=words,
+    type=words,
+)
+notices = st.builds(Notice, st.sampled_from(NoticeKind), ids.map(ServiceId.from_bytes_le))
 
 
 @given(plain_requests | calls)
@@ -206,7 +228,7 @@ def test_a_courier_comes_back_whole_and_not_cut_or_with_a_tail(courier: Courier)
             Courier.unpack(wrong)
 
 
-@given(couriers, st.sampled_from([(0, 0x00), (3, 0xFF), (4, 0x08), (7, 0x80)]))
+@given(couriers, st.sampled_from([(0, 0x00), (3, 0xFF), (4, 0x20), (7, 0x80)]))
 def test_the_head_of_a_courier_is_checked(courier: Courier, spoil: tuple[int, int]) -> None:
     data = bytearray(courier.pack())
     at, value = spoil
@@ -219,6 +241,65 @@ def test_the_head_of_a_courier_is_checked(courier: Courier, spoil: tuple[int, in
 def test_foreign_bytes_are_no_courier(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         Courier.unpack(data)
+
+
+@given(device_couriers | notices)
+def test_a_message_to_a_device_comes_back_as_what_it_is(message: DeviceCourier | Notice) -> None:
+    data = message.pack()
+    assert len(data) == messages.DEVICE_MESSAGE_BYTES
+    assert messages.parse_device_message(data) == message
+    for wrong in (data[:-1], data + b"\0", b"", data[:4]):
+        with pytest.raises(ProtocolError):
+            messages.parse_device_message(wrong)
+    other = Notice if isinstance(message, DeviceCourier) else DeviceCourier
+    with pytest.raises(ProtocolError):
+        other.unpack(data)
+
+
+@given(couriers)
+def test_a_courier_is_no_message_to_a_device(courier: Courier) -> None:
+    with pytest.raises(ProtocolError):
+        messages.parse_device_message(courier.pack().ljust(messages.DEVICE_MESSAGE_BYTES, b"\0"))
+
+
+@given(device_couriers | notices, st.sampled_from([(0, 0x00), (3, 0xFF), (4, 0xE0), (7, 0x80)]))
+def test_the_head_of_a_message_to_a_device_is_checked(
+    message: DeviceCourier | Notice, spoil: tuple[int, int]
+) -> None:
+    data = bytearray(message.pack())
+    at, value = spoil
+    data[at] = data[at] | value if at >= 4 else value
+    with pytest.raises(ProtocolError):
+        messages.parse_device_message(bytes(data))
+
+
+@given(flags)
+def test_an_established_comes_back_whole_and_not_cut_or_with_a_tail(found: Flag) -> None:
+    data = Established(found).pack()
+    assert len(data) == messages.ESTABLISHED_BYTES
+    assert Established.unpack(data) == Established(found)
+    for wrong in (data[:-1], data + b"\0", b""):
+        with pytest.raises(ProtocolError):
+            Established.unpack(wrong)
+
+
+@pytest.mark.parametrize("spoil", [(0, 0x00), (3, 0xFF), (4, 0x20), (7, 0x80)])
+def test_each_field_of_an_established_is_checked(spoil: tuple[int, int]) -> None:
+    data = bytearray(Established(Flag.CONNECTED_SUSPEND).pack())
+    at, value = spoil
+    data[at] = value
+    with pytest.raises(ProtocolError):
+        Established.unpack(bytes(data))
+
+
+@given(plain_requests, device_couriers)
+def test_what_a_connector_finds_is_told_apart(request: Request, courier: DeviceCourier) -> None:
+    refusal = Reply.refuse(111, "the guest refused it").pack()
+    for data in (request.pack(), courier.pack(), refusal):
+        with pytest.raises(ProtocolError):
+            Established.unpack(data[: messages.ESTABLISHED_BYTES])
+    with pytest.raises(ProtocolError):
+        messages.parse_reply_header(Established().pack().ljust(messages.REPLY_HEADER_BYTES, b"\0"))
 
 
 def test_sizes_are_what_the_kernel_needs() -> None:

@@ -5,7 +5,14 @@ unread in the socket until the broker has decided: a block of that size fills a 
 minimal size, so poll and epoll report the connector as pending, and its removal as established.
 
 A courier is the message that brings an accepted connection to its listener: a :class:`Courier` with
-the descriptor attached, then, once the request is drained, one byte :data:`DONE`.
+the descriptor attached, then, once the request is drained, one byte :data:`DONE`. What comes to the device of
+a VM is a :class:`DeviceCourier` or a :class:`Notice`, each followed by :data:`DONE`; there the request stays
+undrained, for the device to settle. An :class:`Established` goes the other way, into the connection itself,
+ahead of its payload.
+
+Two kinds of messages may bring an end mark, an eventfd, along: the request of a device that connects, and an
+Established of a device that accepts. An end of stream is graceful on such a connection only once the mark is
+readable; it is never read out.
 
 All integers are little endian. Peers are on one machine, so errno values travel as they are.
 """
@@ -18,7 +25,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, Final
 
-from hvsock.addresses import Address, ServiceId, VmId
+from hvsock.addresses import SERVICE_WILDCARD, Address, ServiceId, VmId
 from hvsock.errors import ProtocolError
 
 REQUEST_BYTES: Final = 2048
@@ -30,12 +37,24 @@ MAX_REFUSAL_BYTES: Final = 1024
 DONE: Final = b"\x06"
 """Last byte of a courier: the request is drained, the connection is the accepter's alone (ASCII ACK)."""
 
+NO_PORT: Final = 0xFFFFFFFF
+"""Port of a service that has none for AF_VSOCK: it is not of the template, and has no alias."""
+
 _MAGIC = b"HVS\x01"
+_DEVICE_MAGIC = b"HVD\x01"
+_NOTICE_MAGIC = b"HVN\x01"
+_ESTABLISHED_MAGIC = b"HVE\x01"
 _REQUEST = struct.Struct("<4sIIIII16s16s16s")
 _REPLY = struct.Struct("<4sII")
 _COURIER = struct.Struct("<4sI16s16s16s16s16s")
+_FOR_DEVICE = struct.Struct("<IIII")
+_NOTICE = struct.Struct("<4sI16s")
+_ESTABLISHED = struct.Struct("<4sI")
 REPLY_HEADER_BYTES: Final = _REPLY.size
 COURIER_BYTES: Final = _COURIER.size
+DEVICE_MESSAGE_BYTES: Final = _COURIER.size + _FOR_DEVICE.size
+"""Size of a :class:`DeviceCourier`, and of a :class:`Notice`."""
+ESTABLISHED_BYTES: Final = _ESTABLISHED.size
 MAX_CALL_BYTES: Final = REQUEST_BYTES - _REQUEST.size
 """Most bytes in the parameters of a call."""
 _NO_ID = bytes(16)
@@ -51,15 +70,22 @@ class Op(IntEnum):
 
 
 class Flag(IntFlag):
-    """Options of the socket that travel with a connect or a bind."""
+    """Options of the socket that travel with a connect or a bind.
+
+    The last two are a device's: DEVICE binds its listener; END_MARK says that a connect brings an end mark,
+    and asks for an :class:`Established` before the connection's payload.
+    """
 
     NONE = 0
     PASSTHRU = 1
     CONNECTED_SUSPEND = 2
     HIGH_VTL = 4
+    DEVICE = 8
+    END_MARK = 16
 
 
-_UNKNOWN_FLAGS = ~int(Flag.PASSTHRU | Flag.CONNECTED_SUSPEND | Flag.HIGH_VTL)  # ~Flag leaves unknown bits out
+# ~Flag leaves unknown bits out
+_UNKNOWN_FLAGS = ~int(Flag.PASSTHRU | Flag.CONNECTED_SUSPEND | Flag.HIGH_VTL | Flag.DEVICE | Flag.END_MARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +224,7 @@ class Courier:
         own: the accepted end's address (getsockname).
         peer: the connecting end's address (getpeername).
         token: the token of the connect request.
-        flags: options of the connecting socket.
+        flags: options of the connecting socket; with END_MARK, a second descriptor is the end mark.
     """
 
     own: Address
@@ -208,15 +234,7 @@ class Courier:
 
     def pack(self) -> bytes:
         """:data:`COURIER_BYTES` bytes."""
-        return _COURIER.pack(
-            _MAGIC,
-            self.flags,
-            self.own.vm_id.to_bytes_le(),
-            self.own.service_id.to_bytes_le(),
-            self.peer.vm_id.to_bytes_le(),
-            self.peer.service_id.to_bytes_le(),
-            self.token,
-        )
+        return self._pack(_MAGIC)
 
     @classmethod
     def unpack(cls, data: bytes) -> Courier:
@@ -227,12 +245,144 @@ class Courier:
         """
         if len(data) != COURIER_BYTES:
             raise ProtocolError(f"a courier has {COURIER_BYTES} bytes, not {len(data)}")
-        magic, flags, own_vm, own_service, peer_vm, peer_service, token = _COURIER.unpack(data)
-        if magic != _MAGIC or flags & _UNKNOWN_FLAGS:
-            raise ProtocolError("not a courier of this version of hvsock")
-        own = Address(VmId.from_bytes_le(own_vm), ServiceId.from_bytes_le(own_service))
-        peer = Address(VmId.from_bytes_le(peer_vm), ServiceId.from_bytes_le(peer_service))
-        return cls(own, peer, token, Flag(flags))
+        return Courier(*_unpack_courier(data, _MAGIC))
+
+    def _pack(self, magic: bytes) -> bytes:
+        ends = (half.to_bytes_le() for end in (self.own, self.peer) for half in end)
+        return _COURIER.pack(magic, self.flags, *ends, self.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCourier(Courier):
+    """What a VM's device learns about a connection that its guest is asked to take.
+
+    The request is still in the connection. The device takes it off once it wrote an :class:`Established`, which
+    makes the connector connected; or it writes a :meth:`Reply.refuse` and closes the connection.
+
+    Attributes:
+        port: by which the guest knows the service.
+        source_cid: of the partition that connects; 2 for the VM's parent.
+        milliseconds: the connect time-out.
+        type: of the connecting socket: SOCK_STREAM or SOCK_SEQPACKET.
+    """
+
+    port: int
+    source_cid: int
+    milliseconds: int
+    type: int
+
+    def pack(self) -> bytes:
+        """:data:`DEVICE_MESSAGE_BYTES` bytes."""
+        rest = _FOR_DEVICE.pack(self.port, self.source_cid, self.milliseconds, self.type)
+        return self._pack(_DEVICE_MAGIC) + rest
+
+    @classmethod
+    def unpack(cls, data: bytes) -> DeviceCourier:
+        """The courier in `data`.
+
+        Raises:
+            ProtocolError: it is none.
+        """
+        _check_device_message(data)
+        own, peer, token, flags = _unpack_courier(data, _DEVICE_MAGIC)
+        port, source_cid, milliseconds, type_ = _FOR_DEVICE.unpack_from(data, _COURIER.size)
+        return DeviceCourier(
+            own, peer, token, flags, port=port, source_cid=source_cid, milliseconds=milliseconds, type=type_
+        )
+
+
+class NoticeKind(IntEnum):
+    """What a device is told to do."""
+
+    CANCEL_SERVICE = 1
+    """Reset the connections of one service."""
+    CANCEL_ALL = 2
+    """Reset all connections: the partition was removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a VM's device is told about connections that it has.
+
+    Attributes:
+        kind: what to do.
+        service_id: CANCEL_SERVICE: whose connections.
+    """
+
+    kind: NoticeKind
+    service_id: ServiceId = SERVICE_WILDCARD
+
+    def pack(self) -> bytes:
+        """:data:`DEVICE_MESSAGE_BYTES` bytes."""
+        data = _NOTICE.pack(_NOTICE_MAGIC, self.kind, self.service_id.to_bytes_le())
+        return data.ljust(DEVICE_MESSAGE_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Notice:
+        """The notice in `data`.
+
+        Raises:
+            ProtocolError: it is none.
+        """
+        _check_device_message(data)
+        magic, kind, service_id = _NOTICE.unpack_from(data)
+        if magic != _NOTICE_MAGIC or kind not in NoticeKind._value2member_map_:
+            raise ProtocolError("not a notice of this version of hvsock")
+        return cls(NoticeKind(kind), ServiceId.from_bytes_le(service_id))
+
+
+def parse_device_message(data: bytes) -> DeviceCourier | Notice:
+    """What came to a device's listener, from its :data:`DEVICE_MESSAGE_BYTES` bytes.
+
+    Raises:
+        ProtocolError: it is neither.
+    """
+    return Notice.unpack(data) if data.startswith(_NOTICE_MAGIC) else DeviceCourier.unpack(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What the accepting side writes ahead of the payload on a connection with an end mark.
+
+    Attributes:
+        flags: options of the accepting socket.
+    """
+
+    flags: Flag = Flag.NONE
+
+    def pack(self) -> bytes:
+        """:data:`ESTABLISHED_BYTES` bytes."""
+        return _ESTABLISHED.pack(_ESTABLISHED_MAGIC, self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Established:
+        """The message in `data`.
+
+        Raises:
+            ProtocolError: it is none.
+        """
+        if len(data) != ESTABLISHED_BYTES:
+            raise ProtocolError(
+                f"an established connection begins with {ESTABLISHED_BYTES} bytes, not {len(data)}"
+            )
+        magic, flags = _ESTABLISHED.unpack(data)
+        if magic != _ESTABLISHED_MAGIC or flags & _UNKNOWN_FLAGS:
+            raise ProtocolError("not an established connection of this version of hvsock")
+        return cls(Flag(flags))
+
+
+def _check_device_message(data: bytes) -> None:
+    if len(data) != DEVICE_MESSAGE_BYTES:
+        raise ProtocolError(f"a message to a device has {DEVICE_MESSAGE_BYTES} bytes, not {len(data)}")
+
+
+def _unpack_courier(data: bytes, expected: bytes) -> tuple[Address, Address, bytes, Flag]:
+    magic, flags, own_vm, own_service, peer_vm, peer_service, token = _COURIER.unpack_from(data)
+    if magic != expected or flags & _UNKNOWN_FLAGS:
+        raise ProtocolError("not a courier of this version of hvsock")
+    own = Address(VmId.from_bytes_le(own_vm), ServiceId.from_bytes_le(own_service))
+    peer = Address(VmId.from_bytes_le(peer_vm), ServiceId.from_bytes_le(peer_service))
+    return own, peer, token, Flag(flags)
 
 
 def _load_object(data: bytes) -> dict[str, Any]:

@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.client": WIRE,
     "hvsock.fabric.broker": WIRE,
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
+    "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
-    "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock"),
+    "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock._version"),
     "hvsock.__main__": ("hvsock.cli",),
 }
@@ -50,7 +51,7 @@ for ``python -m hvsock`` alone.
 FACADES = {"hvsock", "hvsock.fabric"}
 """Packages whose line in the table is for their ``__init__`` alone: what is in them has lines of its own."""
 
-PURE = (*BASE, "hvsock.topology", "hvsock.fabric.messages")
+PURE = (*BASE, "hvsock.topology", "hvsock.fabric.messages", "hvsock.virtio")
 IMPURE = {
     *("socket", "select", "selectors", "asyncio", "time", "datetime", "threading", "multiprocessing"),
     *("subprocess", "random", "os"),

@@ -18,13 +18,16 @@ from tests.cli.helpers import environment, hvsock, invoke, invoke_json
 
 def test_create_list_remove(hvsock_fabric: EmbeddedFabric) -> None:
     web = hvsock("partition", "create", "Web 01", "--kind", "vm").stdout.decode().strip()
-    box = invoke_json("partition", "create", "box", "--kind", "container", "--parent", "web 01", "--group", "g")
+    box = invoke_json(
+        "partition", "create", "box", "--kind", "container", "--parent", "web 01", "--group", "g", "--cid", "77"
+    )
     assert box == {
         "name": "box",
         "id": box["id"],
         "kind": "container",
         "parent": "Web 01",
         "group": "g",
+        "cid": 77,
         "folder": os.path.join(hvsock_fabric.folder, "partitions", box["id"]),
     }
     found = invoke_json("partition", "list")
@@ -34,8 +37,9 @@ def test_create_list_remove(hvsock_fabric: EmbeddedFabric) -> None:
         ("box", "container", "Web 01"),
     ]
     assert found[1]["id"] == web
+    assert [one["cid"] for one in found] == [2, 3, 77]
     lines = invoke("partition", "list").stdout.splitlines()
-    assert lines[0].split() == ["PARTITION", "KIND", "GROUP", "ID"]
+    assert lines[0].split() == ["PARTITION", "KIND", "GROUP", "CID", "ID"]
     assert [line.rstrip()[:9].rstrip() for line in lines[1:]] == ["host", "  Web 01", "    box"]
     assert "box" in invoke("partition", "remove", "web 01", code=2).stderr
     assert invoke("partition", "remove", box["id"]).output == ""

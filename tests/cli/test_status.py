@@ -49,7 +49,7 @@ def test_status_as_json(busy: EmbeddedFabric) -> None:
 def test_status_as_tables(busy: EmbeddedFabric) -> None:
     text = invoke("status").stdout
     assert text.startswith(f"fabric {busy.folder}: process {os.getpid()}, up ")
-    assert re.search(r"^  web01 +vm +- +[0-9a-f-]{36} +0 +0$", text, re.MULTILINE)
+    assert re.search(r"^  web01 +vm +- +3 +[0-9a-f-]{36} +0 +0$", text, re.MULTILINE)
     assert re.search(r"^HV Socket Demo +0 +0 +1 +1 no-listener +0 +\d+ us +\d+ us$", text, re.MULTILINE)
 
 

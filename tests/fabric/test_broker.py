@@ -142,6 +142,7 @@ def test_connections_are_counted_and_stay_counted(
             "kind": "vm",
             "parent": "host",
             "group": None,
+            "cid": 3,
             "folder": guest.folder,
             "listeners": 0,
             "open": 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -65,6 +66,36 @@ def test_partitions_are_made_listed_and_removed(fabric: EmbeddedFabric) -> None:
         client.call(vm["folder"], "ping")
 
 
+def test_every_partition_has_a_cid(fabric: EmbeddedFabric) -> None:
+    asked = host_call(fabric, "partition.create", name="asked", kind="vm", cid=4_000_000_000)
+    first = host_call(fabric, "partition.create", name="first", kind="vm")
+    box = host_call(fabric, "partition.create", name="box", kind="container")
+    assert (asked["cid"], first["cid"], box["cid"]) == (4_000_000_000, 3, 4)
+    host_call(fabric, "partition.remove", name="first")
+    fabric.restart()
+    assert host_call(fabric, "partition.create", name="next", kind="vm")["cid"] == 5, "3 rests for a time"
+    assert [one["cid"] for one in host_call(fabric, "partition.list")] == [2, 4_000_000_000, 4, 5]
+
+
+def test_a_vm_id_of_a_cid_means_its_partition(fabric: EmbeddedFabric) -> None:
+    made = host_call(fabric, "partition.create", name="vm", kind="vm", cid=77)
+    for vm_id, expected in ((VmId.from_cid(77), errno.ECONNREFUSED), (VmId.from_cid(78), errno.EHOSTUNREACH)):
+        found = host_call(fabric, "explain", vm=vm_id, service=str(fabric.register(f"to {vm_id}").id))
+        assert found["error"]["errno"] == expected
+        with hvsock.socket(partition=fabric.host.folder) as sock, pytest.raises(OSError) as caught:  # noqa: PT011
+            sock.connect((vm_id, found["service_id"]))
+        assert caught.value.errno == expected
+    service = fabric.register("Demo").id
+    with (
+        hvsock.create_server(("parent", service), partition=made["folder"]) as listener,
+        hvsock.create_connection((VmId.from_cid(77), service), partition=fabric.host.folder) as connected,
+    ):
+        accepted, peer = listener.accept()
+        accepted.close()
+        assert peer.vm_id == HV_GUID_PARENT
+        assert connected.getpeername() == (VmId.from_cid(77), service)
+
+
 def test_partitions_are_there_again_after_a_restart(fabric: EmbeddedFabric) -> None:
     made = host_call(fabric, "partition.create", name="wäb", kind="vm", id=str(VmId.new()), group="gruppe ü")
     before = host_call(fabric, "partition.list")
@@ -95,6 +126,12 @@ def test_partitions_are_there_again_after_a_restart(fabric: EmbeddedFabric) -> N
         ({"name": "x", "kind": "vm", "group": ["a"]}, UsageError),
         ({"name": "x", "kind": "vm", "group": "g" * 101}, UsageError),
         ({"name": "x", "kind": "vm", "group": "a\x00b"}, UsageError),
+        ({"name": "x", "kind": "vm", "cid": 3}, errors.DuplicateError),
+        ({"name": "x", "kind": "vm", "cid": 2}, UsageError),
+        ({"name": "x", "kind": "vm", "cid": 0}, UsageError),
+        ({"name": "x", "kind": "vm", "cid": 0xFFFFFFFF}, UsageError),
+        ({"name": "x", "kind": "vm", "cid": "7"}, UsageError),
+        ({"name": "x", "kind": "vm", "id": str(VmId.from_cid(7))}, errors.DuplicateError),
         ({"name": "x", "kind": "vm", "owner": "root"}, UsageError),
         ({"name": "x", "kind": "vm", "owner": True}, UsageError),
         ({"name": "x", "kind": "vm", "owner": -1}, UsageError),

@@ -149,6 +149,31 @@ def test_damaged_partitions_are_left_as_they_are(text: str, tmp_path: Path) -> N
     assert path.read_text() == text
 
 
+def test_partitions_from_before_there_were_cids_get_one(fabric: EmbeddedFabric) -> None:
+    for name in ("web01", "db"):
+        fabric.create_partition(name)
+    path = Path(fabric.folder, "state", "partitions.json")
+    value = json.loads(path.read_text())
+    del value["resting_cids"]
+    for one in value["partitions"]:
+        del one["cid"]
+    path.write_text(json.dumps(value))
+    tree = load_tree(fabric.folder)
+    assert tree is not None
+    assert [one.cid for one in tree] == [2, 3, 4]
+
+
+def test_a_cid_that_two_partitions_have_is_damage(fabric: EmbeddedFabric) -> None:
+    for name in ("web01", "db"):
+        fabric.create_partition(name)
+    path = Path(fabric.folder, "state", "partitions.json")
+    value = json.loads(path.read_text())
+    value["partitions"][2]["cid"] = value["partitions"][1]["cid"]
+    path.write_text(json.dumps(value))
+    with pytest.raises(StateError, match="CID"):
+        load_tree(fabric.folder)
+
+
 def test_a_partition_without_a_parent_is_damage(fabric: EmbeddedFabric) -> None:
     fabric.create_partition("web01")
     path = Path(fabric.folder, "state", "partitions.json")

@@ -7,9 +7,14 @@ from dataclasses import replace
 import pytest
 
 from hvsock.addresses import HV_GUID_BROADCAST, HV_GUID_PARENT, HV_GUID_ZERO, WELL_KNOWN_VMIDS, VmId
+from hvsock.constants import VSOCK_CID_HOST, VSOCK_CID_MAX
 from hvsock.errors import DuplicateError, NotFoundError, UsageError
 from hvsock.topology.partitions import (
+    CID_MAX,
+    CID_MIN,
     MAX_PARTITION_NAME_CHARACTERS,
+    NO_CID,
+    RESTING_CIDS,
     Kind,
     Partition,
     Tree,
@@ -17,7 +22,7 @@ from hvsock.topology.partitions import (
 )
 from tests.topology.world import NAMES, UNKNOWN_VM, World, make_host, vm_id
 
-NEW = Partition(vm_id(50), "new", Kind.VM, vm_id(1))
+NEW = Partition(vm_id(50), "new", Kind.VM, vm_id(1), cid=50)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,43 @@ def test_look_up_by_id_and_by_name_without_regard_to_case() -> None:
     assert tree.named("nobody") is None
 
 
+def test_a_partition_without_a_cid_gets_the_lowest_free_one() -> None:
+    tree = World().tree
+    assert [partition.cid for partition in tree] == [VSOCK_CID_HOST, *range(CID_MIN, CID_MIN + len(NAMES) - 1)]
+    tree.add(replace(NEW, cid=CID_MIN + len(NAMES)))
+    for number, expected in ((60, CID_MIN + len(NAMES) - 1), (61, CID_MIN + len(NAMES) + 1)):
+        added = tree.add(replace(NEW, id=vm_id(number), name=f"new {number}", cid=NO_CID))
+        assert added.cid == expected
+        assert tree.get(added.id) is added
+
+
+def test_cids_of_removed_partitions_rest_for_a_time() -> None:
+    tree = Tree(make_host())
+    fresh = replace(NEW, cid=NO_CID)
+    for round_ in range(RESTING_CIDS + 1):
+        added = tree.add(fresh)
+        assert added.cid == CID_MIN + round_
+        tree.remove(added)
+    assert tree.add(fresh).cid == CID_MIN
+    again = Tree(make_host(), tree.resting)
+    assert again.add(fresh).cid == CID_MIN
+    assert Tree(make_host(), [CID_MIN, CID_MIN + 1]).add(fresh).cid == CID_MIN + 2
+    assert Tree(make_host(), [CID_MIN]).add(replace(fresh, cid=CID_MIN)).cid == CID_MIN, "asked for by its number"
+
+
+def test_find_takes_ids_and_those_of_cids() -> None:
+    tree = World().tree
+    web = tree.named("web")
+    assert web is not None
+    assert tree.find(web.id) is tree.find(VmId.from_cid(web.cid)) is web
+    assert tree.find(VmId.from_cid(CID_MAX)) is None
+    assert tree.find(UNKNOWN_VM) is None
+    tree.add(NEW)
+    assert tree.find(VmId.from_cid(NEW.cid)) is NEW
+    tree.remove(NEW)
+    assert tree.find(VmId.from_cid(NEW.cid)) is None
+
+
 def test_parents_and_children() -> None:
     world = World()
     assert world.tree.parent_of(world["host"]) is None
@@ -83,7 +125,7 @@ def test_parents_and_children() -> None:
 
 def test_add_and_remove() -> None:
     tree = World().tree
-    tree.add(NEW)
+    assert tree.add(NEW) is NEW
     assert tree.get(NEW.id) is tree.named("new") is NEW
     assert NEW in tree.children_of(tree.host)
     tree.remove(NEW)
@@ -108,6 +150,13 @@ def test_add_and_remove() -> None:
         ({"id": HV_GUID_BROADCAST}, DuplicateError),
         ({"name": "web"}, DuplicateError),
         ({"name": "WEB"}, DuplicateError),
+        ({"id": VmId.from_cid(77)}, DuplicateError),
+        ({"cid": 1}, UsageError),
+        ({"cid": VSOCK_CID_MAX}, UsageError),
+        ({"cid": CID_MAX + 2}, UsageError),
+        ({"cid": -3}, UsageError),
+        ({"cid": CID_MIN}, DuplicateError),
+        ({"cid": VSOCK_CID_HOST}, UsageError),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ from hvsock.addresses import (
     HV_GUID_PARENT,
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
+    VmId,
 )
 from hvsock.topology.matching import accepts, may_bind
 from hvsock.topology.partitions import Kind, Partition, Tree
@@ -85,8 +86,14 @@ CHILDREN: tuple[tuple[str, set[str], set[str]], ...] = (
 def test_vm_ids_as_destinations(name: str, plain: set[str], added: set[str]) -> None:
     world = World()
     for passthru, expected in ((False, plain), (True, plain | added)):
-        found = {other for other in NAMES if resolve(world.tree, world[name], world[other].id, passthru)}
-        assert found == expected
+        for destination in (lambda other: other.id, lambda other: VmId.from_cid(other.cid)):
+            found = {
+                other
+                for other in NAMES[1:]
+                if resolve(world.tree, world[name], destination(world[other]), passthru) is world[other]
+            }
+            assert found == expected
+        assert resolve(world.tree, world[name], world["host"].id, passthru) is None
 
 
 INVERSE = {
@@ -134,10 +141,8 @@ def test_equal_partitions_need_not_be_identical() -> None:
 def family(parent_group: str | None, child_group: str | None) -> tuple[Tree, Partition, Partition]:
     """A VM in a VM, in groups."""
     tree = Tree(make_host())
-    parent = Partition(vm_id(2), "outer", Kind.VM, tree.host.id, parent_group)
-    child = Partition(vm_id(3), "inside", Kind.VM, parent.id, child_group)
-    tree.add(parent)
-    tree.add(child)
+    parent = tree.add(Partition(vm_id(2), "outer", Kind.VM, tree.host.id, parent_group))
+    child = tree.add(Partition(vm_id(3), "inside", Kind.VM, parent.id, child_group))
     return tree, parent, child
 
 
@@ -177,8 +182,7 @@ def test_a_partition_is_no_member_to_itself() -> None:
 def test_the_host_may_be_in_a_group_with_a_partition_of_any_depth() -> None:
     tree = Tree(make_host(group="blue"))
     tree.add(Partition(vm_id(2), "outer", Kind.VM, tree.host.id))
-    deep = Partition(vm_id(3), "deep", Kind.VM, vm_id(2), "blue")
-    tree.add(deep)
+    deep = tree.add(Partition(vm_id(3), "deep", Kind.VM, vm_id(2), "blue"))
     assert relation(tree, deep, tree.host) is Relation.MEMBER
     assert resolve(tree, deep, tree.host.id) is tree.host
     assert resolve(tree, tree.host, deep.id) is deep

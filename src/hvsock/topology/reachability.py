@@ -69,7 +69,8 @@ def relation(tree: Tree, source: Partition, target: Partition, passthru: bool = 
 def resolve(tree: Tree, source: Partition, vm_id: VmId, passthru: bool = False) -> Partition | None:
     """The partition that `vm_id` means to a socket in `source` that connects, or None.
 
-    None stands for no such partition and for one out of reach alike: a guest learns nothing of others.
+    A partition's own id and that of its CID mean the same. None stands for no such partition and for one out of
+    reach alike: a guest learns nothing of others.
     """
     if vm_id == HV_GUID_LOOPBACK:
         return source
@@ -77,7 +78,7 @@ def resolve(tree: Tree, source: Partition, vm_id: VmId, passthru: bool = False) 
         return parent_seen_by(tree, source, passthru)
     if vm_id == HV_GUID_SILOHOST:
         return tree.parent_of(source) if source.kind is Kind.CONTAINER else None
-    target = tree.get(vm_id)
+    target = tree.find(vm_id)
     if target is None:
         return None
     reachable = _is_child(tree, target, source, passthru) or share_group(source, target)

@@ -11,6 +11,7 @@ from hvsock.cli.lazy import HELP_OPTIONS
 from hvsock.cli.names import complete_partitions, user_id
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
 from hvsock.fabric import client, paths
+from hvsock.topology.partitions import CID_MAX, CID_MIN
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
@@ -31,10 +32,20 @@ def partition() -> None:
 )
 @click.option("--group", metavar="GROUP", help="Members of one group reach each other by VmId.")
 @click.option("--id", "guid", metavar="GUID", help="Its VmId; by default a new one.")
+@click.option(
+    "--cid", metavar="N", type=click.IntRange(CID_MIN, CID_MAX), help="Its CID in AF_VSOCK; by default a free one."
+)
 @click.option("--owner", metavar="USER", help="Who may speak as it; by default the user that runs the broker.")
 @json_option
 def create(
-    name: str, kind: str, parent: str | None, group: str | None, guid: str | None, owner: str | None, as_json: bool
+    name: str,
+    kind: str,
+    parent: str | None,
+    group: str | None,
+    guid: str | None,
+    cid: int | None,
+    owner: str | None,
+    as_json: bool,
 ) -> None:
     """Create the partition NAME.
 
@@ -48,6 +59,7 @@ def create(
         parent=parent,
         group=group,
         id=guid,
+        cid=cid,
         owner=None if owner is None else user_id(owner),
     )
     if as_json:
@@ -91,12 +103,13 @@ def partition_table(partitions: list[dict[str, Any]], *, counts: bool = False) -
         partitions: as the broker lists them.
         counts: with the counts of listeners and open connections, which `status` has.
     """
-    columns = [Column("PARTITION", fold=True), Column("KIND"), Column("GROUP", fold=True), Column("ID")]
+    columns = [Column("PARTITION", fold=True), Column("KIND"), Column("GROUP", fold=True)]
+    columns += [Column("CID", right=True), Column("ID")]
     if counts:
         columns += [Column("LISTENERS", right=True), Column("OPEN", right=True)]
     rows = []
     for depth, one in _as_tree(partitions):
-        row = ["  " * depth + one["name"], one["kind"], one["group"] or "-", one["id"]]
+        row = ["  " * depth + one["name"], one["kind"], one["group"] or "-", str(one["cid"]), one["id"]]
         rows.append([*row, str(one["listeners"]), str(one["open"])] if counts else row)
     return Table(columns, rows)
 

@@ -171,8 +171,8 @@ class Broker:
 
     # -- partitions
 
-    def add_partition(self, partition: Partition, owner_uid: int | None) -> None:
-        """Make a partition with its folder and control sockets.
+    def add_partition(self, partition: Partition, owner_uid: int | None) -> Partition:
+        """Make a partition with its folder and control sockets; returns it with its CID.
 
         Raises:
             UsageError: the fabric is full, or the tree refuses it; nothing was made.
@@ -182,7 +182,7 @@ class Broker:
             raise UsageError(
                 f"this fabric has {self.max_partitions} partitions, the most that it may have; remove some first"
             )
-        self.tree.add(partition)
+        partition = self.tree.add(partition)
         try:
             self.folder.make_partition(partition, owner_uid)
             self._open_gate(partition)
@@ -194,6 +194,7 @@ class Broker:
             if isinstance(error, OSError):
                 raise HvsockError(f"the partition cannot be made: {error.strerror}") from error
             raise
+        return partition
 
     def remove_partition(self, partition: Partition) -> None:
         """Remove a partition: its folder, its listeners, its pending requests and its services' settings.

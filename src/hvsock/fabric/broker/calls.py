@@ -20,7 +20,7 @@ from hvsock.errors import HvsockError, NotFoundError, RefusedError, UsageError
 from hvsock.fabric.messages import MAX_REPLY_BYTES, Reply
 from hvsock.topology import decision
 from hvsock.topology.decision import Grant, Refusal
-from hvsock.topology.partitions import MAX_PARTITION_NAME_CHARACTERS, Kind, Partition
+from hvsock.topology.partitions import CID_MAX, MAX_PARTITION_NAME_CHARACTERS, NO_CID, Kind, Partition
 
 from .refusals import text_for
 
@@ -122,6 +122,7 @@ def _show_partition(broker: Broker, partition: Partition) -> dict[str, Any]:
         "kind": partition.kind,
         "parent": None if parent is None else parent.name,
         "group": partition.group,
+        "cid": partition.cid,
         "folder": broker.folder.partition(partition),
     }
 
@@ -133,7 +134,7 @@ def _ping(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
 
 
 def _partition_create(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
-    """admin: make a partition; its folder is the answer's `folder`."""
+    """admin: make a partition; its folder is the answer's `folder`, its CID is `cid`."""
     _admin_only(broker, client)
     kind = _required(call, "kind")
     if kind not in (Kind.VM, Kind.CONTAINER):
@@ -144,9 +145,11 @@ def _partition_create(broker: Broker, client: Client, call: dict[str, Any]) -> A
         vm_id = VmId.new() if text is None else VmId(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    partition = Partition(vm_id, _required(call, "name"), Kind(kind), parent.id, _group(call))
-    broker.add_partition(partition, _whole(call, "owner", MAX_UNIX_ID))
-    return _show_partition(broker, partition)
+    cid = _whole(call, "cid", CID_MAX)
+    if cid == NO_CID:
+        raise UsageError("the CID 0 is no partition's; leave it out to get a free one")
+    partition = Partition(vm_id, _required(call, "name"), Kind(kind), parent.id, _group(call), cid or NO_CID)
+    return _show_partition(broker, broker.add_partition(partition, _whole(call, "owner", MAX_UNIX_ID)))
 
 
 def _partition_remove(broker: Broker, client: Client, call: dict[str, Any]) -> Any:

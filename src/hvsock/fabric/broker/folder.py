@@ -19,7 +19,7 @@ from typing import Any, Final
 from hvsock.addresses import VmId
 from hvsock.errors import StateError
 from hvsock.fabric import paths
-from hvsock.topology.partitions import Kind, Partition, Tree
+from hvsock.topology.partitions import NO_CID, Kind, Partition, Tree
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux: control sockets are AF_UNIX sockets")
@@ -231,9 +231,11 @@ class FabricFolder:
             OSError: that cannot be done; what was written down before stays.
         """
         partitions = [
-            {"id": p.id, "name": p.name, "kind": p.kind, "parent": p.parent, "group": p.group} for p in tree
+            {"id": p.id, "name": p.name, "kind": p.kind, "parent": p.parent, "group": p.group, "cid": p.cid}
+            for p in tree
         ]
-        self._write_json("partitions.json", {"version": STATE_VERSION, "partitions": partitions})
+        state = {"version": STATE_VERSION, "partitions": partitions, "resting_cids": list(tree.resting)}
+        self._write_json("partitions.json", state)
 
     def load_tree(self) -> Tree:
         """The partitions as they were written down; a fresh host where nothing was.
@@ -278,10 +280,11 @@ def load_tree(folder: str) -> Tree | None:
                 Kind(one["kind"]),
                 None if one["parent"] is None else VmId(one["parent"]),
                 one["group"],
+                int(one.get("cid", NO_CID)),  # a partition that was made before there were any gets one now
             )
             for one in value["partitions"]
         ]
-        tree = Tree(host)
+        tree = Tree(host, map(int, value.get("resting_cids", ())))
         for partition in others:
             tree.add(partition)
     except FileNotFoundError:

@@ -177,9 +177,8 @@ class Virtqueue:
             GuestError: index, descriptor, address, direction or length are not what a driver may give.
         """
         following = self._next
-        if following == self._seen:
-            if not self._look():
-                return None
+        if following == self._seen and not self._look():
+            return None
         head = self._available[_ENTRIES + (following & self._mask)]
         if head >= self.size:
             raise GuestError(f"available descriptor {head} in a queue of {self.size}")

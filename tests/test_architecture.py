@@ -38,8 +38,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
+    "hvsock.vm": (*WIRE, "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
-    "hvsock.cli": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock._version"),
+    "hvsock.cli": (
+        *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
+    ),
     "hvsock.__main__": ("hvsock.cli",),
 }
 """From the bottom up: a module, or a package with all that is in it, and what it may import besides itself.

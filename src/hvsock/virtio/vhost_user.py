@@ -71,11 +71,8 @@ class Flag(IntFlag):
 
 
 class Feature(IntFlag):
-    """Features that guest and device agree on; the bits of the virtio and vhost-user specifications."""
+    """Features that any device has; the vsock device's own are in :mod:`.packet`."""
 
-    STREAM = 1 << 0
-    SEQPACKET = 1 << 1
-    NO_IMPLIED_STREAM = 1 << 2
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30

@@ -65,7 +65,7 @@ _LAZY = {
     "create_server": "sockets.helpers",
     "open_connection": "sockets.aio",
     "resolve": "sockets.helpers",
-    "socket": "sockets.socket",
+    "socket": "sockets.chosen",
     "socketpair": "sockets.helpers",
     "start_server": "sockets.aio",
     "to_plain": "sockets.plain",

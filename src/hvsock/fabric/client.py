@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hvsock import errors
+from hvsock import errors, transport
 from hvsock.addresses import (
     Address,
     AddressText,
@@ -27,8 +27,9 @@ from hvsock.addresses import (
     parse_vm_id,
 )
 from hvsock.errors import HvsockError, NoFabricError, ProtocolError
+from hvsock.transport import Transport
 
-from . import messages, paths
+from . import messages, paths, vsocklink
 from .messages import Flag, Op, Reply, Request
 
 if sys.platform != "linux":
@@ -174,15 +175,49 @@ def call(folder: str, method: str, **parameters: Any) -> Any:
         raise ProtocolError(f"the broker's reply to {method!r} is none") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a request reaches a broker.
+
+    Attributes:
+        family: of the socket.
+        broker: who answers, in words.
+        connect: connects such a socket.
+        error: the error of such a connection, as that of a Hyper-V socket.
+    """
+
+    family: int
+    broker: str
+    connect: Callable[[socket.socket], None]
+    error: Callable[[OSError], OSError]
+
+
+def _way(folder: str) -> _Way:
+    """The way to the broker of the partition in `folder`, or out of a guest, which has no folders."""
+    if transport.chosen() is Transport.VSOCK:
+        return _Way(socket.AF_VSOCK, "the host", vsocklink.connect, vsocklink.connect_error)
+    return _Way(
+        socket.AF_UNIX,
+        f"the broker in {folder}",
+        lambda link: paths.at(folder, paths.STREAM_SOCKET, link.connect),
+        lambda error: connect_error(error, folder),
+    )
+
+
 def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
     """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+    way = _way(folder)
+    try:
+        link = socket.socket(way.family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise way.error(error) from None
+    with link:
         link.settimeout(REPLY_SECONDS)
         deadline = time.monotonic() + REPLY_SECONDS
         try:
             while True:
                 try:
-                    paths.at(folder, paths.STREAM_SOCKET, link.connect)
+                    way.connect(link)
                     break
                 except BlockingIOError:  # the broker's queue is full
                     if time.monotonic() > deadline:
@@ -193,25 +228,26 @@ def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
                 link, messages.REPLY_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
             )
         except TimeoutError:
-            raise _no_answer(folder) from None
+            raise _no_answer(way) from None
         except OSError as error:
-            raise connect_error(error, folder) from None
+            raise way.error(error) from None
         try:
             if not head:
-                raise OSError(errno.ENETUNREACH, f"the broker in {folder} ended before it answered")
+                raise OSError(errno.ENETUNREACH, f"{way.broker} ended before it answered")
+            head += _receive_exactly(link, messages.REPLY_HEADER_BYTES - len(head))
             code, length = messages.parse_reply_header(head)
             body = _receive_exactly(link, length)
         except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
             if isinstance(error, TimeoutError):
-                raise _no_answer(folder) from None
+                raise _no_answer(way) from None
             raise
         return Reply(code, body), descriptors
 
 
-def _no_answer(folder: str) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"the broker in {folder} did not answer in {REPLY_SECONDS:g} s")
+def _no_answer(way: _Way) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"{way.broker} did not answer in {REPLY_SECONDS:g} s")
 
 
 def _receive_exactly(link: socket.socket, length: int) -> bytes:

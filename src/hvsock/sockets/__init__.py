@@ -1,6 +1,7 @@
 """The socket API: what CPython's AF_HYPERV is on Windows, on Linux.
 
 - :mod:`.socket`: the class, with select and graceful disconnect.
+- :mod:`.vsock`: the class in a Linux guest.  :mod:`.chosen`: which of the two `hvsock.socket` is.
 - :mod:`.sockaddr`: the address tuples that it takes, with CPython's errors.
 - :mod:`.options`: what a socket can be asked for, and the options of both levels.
 - :mod:`.connecting`, :mod:`.guards`: a connect that is under way, and what its socket must not do meanwhile.

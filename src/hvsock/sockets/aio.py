@@ -18,8 +18,9 @@ from typing import Any, Final, Self
 from hvsock.addresses import Address, parse_service_id, parse_url, parse_vm_id
 from hvsock.fabric import client
 
+from .chosen import socket
 from .helpers import AddressLike, create_server
-from .socket import RETRY_SECONDS, socket
+from .socket import RETRY_SECONDS
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")

@@ -14,8 +14,8 @@ from hvsock.errors import NoFabricError, NotFoundError
 from hvsock.fabric import client, paths
 from hvsock.fabric.client import resolve as resolve
 
+from .chosen import socket
 from .options import TYPES
-from .socket import socket
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")

@@ -18,7 +18,7 @@ if sys.platform != "linux":
 
 
 def to_plain(sock: socket) -> _stdlib.socket:
-    """The connection of `sock` as a standard AF_UNIX socket, which owns the descriptor; `sock` is closed.
+    """The connection of `sock` as a standard socket, which owns the descriptor; `sock` is closed.
 
     Raises:
         OSError: ENOTCONN: `sock` is not connected (a listener must go on as what it is); EINPROGRESS: not
@@ -28,6 +28,6 @@ def to_plain(sock: socket) -> _stdlib.socket:
     if not sock._connected:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
     timeout = sock.gettimeout()
-    plain = _stdlib.socket(_stdlib.AF_UNIX, sock._kind, 0, sock.detach())
+    plain = _stdlib.socket(sock.family, sock._kind, 0, sock.detach())
     plain.settimeout(timeout)
     return plain

@@ -32,7 +32,7 @@ def reduce(sock: socket) -> tuple[Any, ...]:
 
 
 def _rebuild(duplicate: Any, shared: dict[str, Any], timeout: float | None) -> socket:
-    from .socket import socket
+    from .chosen import socket
 
     sock = socket(fileno=duplicate.detach())
     sock.settimeout(timeout)

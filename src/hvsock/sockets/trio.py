@@ -20,9 +20,9 @@ import trio
 
 from hvsock.fabric import client
 
+from .chosen import socket
 from .helpers import AddressLike, create_server
 from .plain import to_plain
-from .socket import socket
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")

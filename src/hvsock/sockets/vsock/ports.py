@@ -1,0 +1,57 @@
+"""ServiceIds as ports of AF_VSOCK: by the template, or by the alias that the host's registry has."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Final
+
+from hvsock.addresses import SERVICE_WILDCARD, ServiceId
+from hvsock.constants import VSOCK_PORT_MAX
+from hvsock.errors import HvsockError
+from hvsock.fabric import client, paths
+
+if sys.platform != "linux":
+    raise ImportError("AF_VSOCK is in Linux guests")
+
+PORT_ANY: Final = VSOCK_PORT_MAX
+"""Bind: the kernel chooses; shown for a socket without a port: VMADDR_PORT_ANY (linux/vm_sockets.h)."""
+
+_aliases: dict[ServiceId, int] = {}
+"""What the host said; it is asked again for what it did not know."""
+
+
+def to_bind(service_id: ServiceId) -> int:
+    """The port that a listener for `service_id` is bound to; zero lets the kernel choose.
+
+    Raises:
+        OSError: as :func:`of`.
+    """
+    return PORT_ANY if service_id == SERVICE_WILDCARD else of(service_id)
+
+
+def of(service_id: ServiceId) -> int:
+    """The port of `service_id`; the host is asked once for each that is outside the template.
+
+    Raises:
+        OSError: EADDRNOTAVAIL: it has none, or one that no socket can have; ENETUNREACH: the host, asked
+            for it, does not answer.
+    """
+    port = service_id.port if service_id.port is not None else _aliases.get(service_id)
+    if port is None:
+        _look()
+        port = _aliases.get(service_id)
+    if port is None:
+        command = f"hvsock service register NAME --id {service_id} --port-alias PORT"
+        raise OSError(errno.EADDRNOTAVAIL, f"it has no AF_VSOCK port; give it one on the host: {command}")
+    if port == PORT_ANY:
+        raise OSError(errno.EADDRNOTAVAIL, f"port {port} stands for any port to AF_VSOCK, and no service has it")
+    return port
+
+
+def _look() -> None:
+    try:
+        services = client.call(paths.partition_folder(), "services")
+    except HvsockError as error:
+        raise OSError(errno.ENETUNREACH, f"a service's port was to be looked up: {error}") from None
+    _aliases.update({ServiceId(one["id"]): one["port_alias"] for one in services if one["port_alias"] is not None})

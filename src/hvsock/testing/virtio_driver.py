@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from hvsock.errors import ProtocolError
 from hvsock.virtio.memory import GuestMemory, Region
+from hvsock.virtio.packet import HEADER_BYTES
 from hvsock.virtio.session import RX
 from hvsock.virtio.vhost_user import MemoryRegion, RingAddresses
 from hvsock.virtio.virtqueue import DESCRIPTOR, INDIRECT, NEXT, NO_NOTIFY, WRITE, Ring, Virtqueue
@@ -32,8 +33,6 @@ HIGH_USER_ADDRESS: Final = 0x7E00_0000_0000
 """Where it has the second: below the first, unlike in the guest."""
 PAGE_BYTES: Final = 4096
 """Queues and buffers begin at multiples of this."""
-HEADER_BYTES: Final = 44
-"""Size of a packet's header, which some guests put into a descriptor of its own."""
 
 
 class Layout(NamedTuple):
@@ -147,6 +146,7 @@ class Driver:
         tx: the queue that the driver fills.
         memory: the memory, as a device in this process sees it.
         regions: the memory table for a device in another process; offsets are in `memfd`.
+        event_idx: whether EVENT_IDX is in use.
         memfd: descriptor of the memory, where it is shared; else -1.
     """
 
@@ -171,7 +171,7 @@ class Driver:
             shared: whether the device is in another process; Linux only, and it takes a :meth:`close`.
         """
         self._layout = layout
-        self._event_idx = event_idx
+        self.event_idx = event_idx
         self._rx_bytes = rx_buffer_bytes
         self._max_packet = max_packet_bytes
         # every packet has its own buffer, and its own descriptors or table of them
@@ -214,7 +214,7 @@ class Driver:
         """The device's side of a queue, for a device in this process and thread."""
         queue = (self.rx, self.tx)[index]
         return Virtqueue(
-            self.memory, queue.ring, base=base, event_idx=self._event_idx, writable=index == RX, fence=fence
+            self.memory, queue.ring, base=base, event_idx=self.event_idx, writable=index == RX, fence=fence
         )
 
     def add_rx_buffers(self) -> int:

@@ -126,11 +126,12 @@ class DriverQueue:
         self.available[-1] = self._taken
         return found
 
-    def clear(self) -> None:
-        """Makes the rings empty, and their indexes zero."""
+    def clear(self, index: int = 0) -> None:
+        """Makes the rings empty; the next chain offered has this index."""
         for area in self.ring[1:]:
             area[:] = bytes(len(area))
-        self._taken = self._kicked = 0
+        self._taken = self._kicked = index
+        self.available[1] = self.available[-1] = self.used[1] = self.used[-1] = index
 
     def release(self) -> None:
         """Gives the memory back; nothing of this queue is used after that."""
@@ -284,10 +285,14 @@ class Driver:
             self._free.append(slot)
         return len(collected)
 
-    def reset(self) -> None:
-        """Empties both queues, as a guest does that starts its device anew; no device may be using them."""
-        self.rx.clear()
-        self.tx.clear()
+    def reset(self, index: int = 0) -> None:
+        """Empties both queues, as a guest does that starts its device anew; no device may be using them.
+
+        Args:
+            index: of the next chain in each; guests begin at 0, tests of the wrap at 65,536 do not.
+        """
+        self.rx.clear(index)
+        self.tx.clear(index)
         self._start_over()
 
     def close(self) -> None:

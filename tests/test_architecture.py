@@ -19,7 +19,7 @@ SRC = Path(__file__).parent.parent / "src"
 
 BASE = ("hvsock.constants", "hvsock.errors", "hvsock.addresses")
 RULES = (*BASE, "hvsock.topology", "hvsock.registry")
-WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths")
+WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks")
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric": (),
     "hvsock.fabric.messages": RULES,
     "hvsock.fabric.paths": RULES,
+    "hvsock.fabric.marks": (),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": WIRE,
@@ -40,10 +41,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
+    "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker", "hvsock.virtio"),
     "hvsock.vm": (*WIRE, "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
+        *("hvsock.virtio", "hvsock.device"),
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }

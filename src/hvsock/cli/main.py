@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "doctor": Entry(f"{_IN}.doctor:doctor", "Check the environment, or why a connection works or not."),
     "service": Entry(f"{_IN}.service:service", "Register, list, enable, disable, export services."),
     "partition": Entry(f"{_IN}.partition:partition", "Create, remove and list partitions."),
+    "device": Entry(f"{_IN}.device:device", "Be the virtio socket device of one VM, for QEMU."),
     "run": Entry(f"{_IN}.run:run", "Run a command whose sockets live in a partition."),
     "listen": Entry(f"{_IN}.listen:listen", "Take connections: standard input and output, --exec, --echo."),
     "connect": Entry(f"{_IN}.connect:connect", "Connect: standard input and output, --exec, --echo."),

@@ -125,6 +125,16 @@ class Muxer:
         """
         return self._to_guest.fill()
 
+    @property
+    def takes_packets(self) -> bool:
+        """Whether drain() would take a packet; not while too many resets wait for buffers of the guest."""
+        return self._to_guest.has_room_for_strays
+
+    @property
+    def depth(self) -> int:
+        """Packets, and connections with payload, that wait for buffers of the guest."""
+        return self._to_guest.depth
+
     # -- all connections at once
 
     def pause(self) -> None:
@@ -251,7 +261,7 @@ class Muxer:
                 live[connection.service].append(connection)
         return {
             "connections": len(self.table) + len(self._flushing),
-            "queue_depth": self._to_guest.depth,
+            "queue_depth": self.depth,
             "bad_packets": self._from_guest.bad_packets,
             "refused": {reason.value: count for reason, count in sorted(self._refused.ended.items())},
             "services": {name: self.counted[name].report(found) for name, found in sorted(live.items())},

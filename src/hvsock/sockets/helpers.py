@@ -8,11 +8,13 @@ import sys
 import time
 from typing import Final
 
+from hvsock import transport
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import AF_HYPERV
-from hvsock.errors import NoFabricError, NotFoundError
+from hvsock.errors import NoFabricError, NotFoundError, UsageError
 from hvsock.fabric import client, paths
 from hvsock.fabric.client import resolve as resolve
+from hvsock.transport import Transport
 
 from .chosen import socket
 from .options import TYPES
@@ -167,13 +169,15 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
 
     Raises:
         TimeoutError: `timeout` is over; the text says what was missing last.
-        UsageError: it is not an address.
+        UsageError: it is not an address, or it is loopback in a guest, of which its host knows nothing.
     """
     patience = _Patience(timeout)
     folder = partition or paths.partition_folder()
     while True:
         try:
             target = client.resolve(address, partition)
+            if target.vm_id == HV_GUID_LOOPBACK and transport.chosen() is Transport.VSOCK:
+                raise UsageError("the host cannot tell what listens in this guest; try to connect, with retry")
             found = client.call(folder, "explain", vm=target.vm_id, service=target.service_id)
             if found["ok"]:
                 return

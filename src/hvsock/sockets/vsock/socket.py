@@ -6,12 +6,17 @@ differs is below it: no broker is asked, and no courier brings a connection.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import socket as _stdlib
 import struct
 import sys
 import time
-from typing import Final
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final, NoReturn
 
 from hvsock.addresses import Address, ServiceId
 from hvsock.constants import (
@@ -40,6 +45,7 @@ _BUFFERS: Final = (
 )
 """In the order in which they have to be set: the largest size first."""
 _BUFFER_SIZE_BYTES: Final = 8
+_SENDERS: Final = ("send", "sendall", "sendmsg", "sendfile")
 
 
 class socket(fabric.socket):
@@ -158,7 +164,7 @@ class socket(fabric.socket):
         if self._used_up:
             self._renew()
         seconds, rest = divmod(milliseconds, 1000)
-        _stdlib.socket.setsockopt(self, _stdlib.AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, rest * 1000))
+        self.setsockopt(_stdlib.AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, rest * 1000))
         deadline = time.monotonic() + milliseconds / 1000 + fabric.ANSWER_GRACE_SECONDS
         if timeout != 0:
             _stdlib.socket.settimeout(self, 0)
@@ -196,18 +202,78 @@ class socket(fabric.socket):
 
     def _renew(self) -> None:
         """Put a fresh socket under the descriptor: after a connect in vain the kernel's takes no other."""
-        with _stdlib.socket(_stdlib.AF_VSOCK, self._kind) as fresh:
+        with (
+            _stdlib.socket(_stdlib.AF_VSOCK, self._kind) as fresh,
+            _with_any_option(self) as old,
+            _with_any_option(fresh) as new,
+        ):
+            options.copy_settings(old, new)
             for option in _BUFFERS:
-                size = _stdlib.socket.getsockopt(self, _stdlib.AF_VSOCK, option, _BUFFER_SIZE_BYTES)
-                fresh.setsockopt(_stdlib.AF_VSOCK, option, size)
-            self._replace(fresh)
+                size = old.getsockopt(_stdlib.AF_VSOCK, option, _BUFFER_SIZE_BYTES)
+                new.setsockopt(_stdlib.AF_VSOCK, option, size)
+            os.dup2(fresh.fileno(), self.fileno(), inheritable=self.get_inheritable())
         self._own = None
         if self._bound_as is not None:
             self._bind(self._bound_as)
         self._used_up = False
 
+    # -- data
+
+    def shutdown(self, how: int, /) -> None:
+        """End sending, receiving or both; a listener has nothing to shut down.
+
+        Raises:
+            OSError: ENOTCONN: not connected, or the connect is pending.
+        """
+        super().shutdown(how)
+        if how != _stdlib.SHUT_RD and self.family == _stdlib.AF_VSOCK:
+            # to poll the socket is not writable from now on, so a send with a time-out would wait for that
+            me = weakref.ref(self)
+            self.__dict__.update({name: partial(_send_after_shutdown, me) for name in _SENDERS})
+
+    # -- options
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> Any:
+        """As the fabric's."""
+        if buflen is None or options.is_hyperv(level, optname):
+            return super().getsockopt(level, optname, buflen)
+        if (level, optname) == (_stdlib.SOL_SOCKET, _stdlib.SO_ERROR):
+            return options.as_asked(super().getsockopt(level, optname), buflen)
+        self._check_open()
+        with _with_any_option(self) as plain:
+            return plain.getsockopt(level, optname, buflen)
+
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
+        """As the fabric's; buffer sizes are those of level AF_VSOCK (vsock(7)), others have no effect."""
+        if isinstance(value, int) or options.is_hyperv(level, optname):
+            super().setsockopt(level, optname, value)
+            return
+        self._check_open()
+        with _with_any_option(self) as plain:
+            if optlen is None:
+                plain.setsockopt(level, optname, value)
+            else:
+                plain.setsockopt(level, optname, value, optlen)
+
 
 socket.__module__ = "hvsock"  # where programs of a guest find it
+
+
+def _send_after_shutdown(me: weakref.ref[socket], *_: Any, **__: Any) -> NoReturn:
+    sock = me()
+    code = errno.EBADF if sock is None or sock.fileno() < 0 else errno.EPIPE
+    raise OSError(code, os.strerror(code))
+
+
+@contextlib.contextmanager
+def _with_any_option(sock: _stdlib.socket) -> Iterator[_stdlib.socket]:
+    """`sock` as an object that has every option: those of AF_VSOCK sockets are 64-bit integers to CPython."""
+    # an object that is made non-blocking leaves the descriptor as it is
+    plain = _stdlib.socket(_stdlib.AF_UNIX, _stdlib.SOCK_STREAM | _stdlib.SOCK_NONBLOCK, 0, sock.fileno())
+    try:
+        yield plain
+    finally:
+        plain.detach()
 
 
 def _address(pair: tuple[int, int]) -> Address:

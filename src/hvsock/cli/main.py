@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "service": Entry(f"{_IN}.service:service", "Register, list, enable, disable, export services."),
     "partition": Entry(f"{_IN}.partition:partition", "Create, remove and list partitions."),
     "device": Entry(f"{_IN}.device:device", "Be the virtio socket device of one VM, for QEMU."),
+    "vm": Entry(f"{_IN}.vm:vm", "Run real virtual machines as partitions."),
     "run": Entry(f"{_IN}.run:run", "Run a command whose sockets live in a partition."),
     "listen": Entry(f"{_IN}.listen:listen", "Take connections: standard input and output, --exec, --echo."),
     "connect": Entry(f"{_IN}.connect:connect", "Connect: standard input and output, --exec, --echo."),

@@ -20,6 +20,8 @@ MAX_LINE_BYTES: Final = 64 << 10
 """Longest line, either way."""
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may take, besides what the request itself says."""
+STOP_SECONDS: Final = 15.0
+"""How long a guest has to switch itself off when it is asked to, if nobody says otherwise."""
 
 
 def ask(run: Run, action: str, *, seconds: float = 0.0) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +44,10 @@ SETTINGS: Final = "settings.json"
 RECORD: Final = "vm.json"
 CONTROL_SOCKET: Final = "control"
 SUPERVISOR_LOG: Final = "supervisor.log"
+END_SECONDS: Final = 10.0
+"""How long a supervisor may take to end after its VM: it ends the device's process, and removes its socket."""
+LOOK_SECONDS: Final = 0.01
+"""Pause between two looks whether it has."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -165,20 +170,26 @@ class Run:
             raise
         return lock
 
-    def remove(self) -> None:
-        """Remove the folder.
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep the VM from being started.
 
         Raises:
-            NotFoundError: there is none.
-            StateError: the VM runs.
+            NotFoundError: it never ran.
+            StateError: it runs.
         """
-        if not os.path.isdir(self.folder):
-            raise NotFoundError(f"there is no VM {self.name!r}; see: hvsock vm list")
-        lock = self._lock()
         try:
-            shutil.rmtree(self.folder)
+            lock = self._lock()
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no VM {self.name!r}; see: hvsock vm list") from None
+        try:
+            yield
         finally:
             os.close(lock)
+
+    def remove(self) -> None:
+        """Remove the folder; the caller has the VM stopped."""
+        shutil.rmtree(self.folder)
 
     def runs(self) -> bool:
         """Whether a supervisor holds the lock."""
@@ -189,6 +200,18 @@ class Run:
         except FileNotFoundError:
             pass
         return False
+
+    def wait_for_end(self) -> None:
+        """Wait until nobody holds the lock.
+
+        Raises:
+            StateError: somebody does for longer than END_SECONDS.
+        """
+        deadline = time.monotonic() + END_SECONDS
+        while self.runs():
+            if time.monotonic() > deadline:
+                raise StateError(f"the supervisor of {self.name!r} did not end in {END_SECONDS:g} s")
+            time.sleep(LOOK_SECONDS)
 
     def _lock(self) -> int:
         descriptor = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

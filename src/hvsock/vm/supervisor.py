@@ -21,7 +21,7 @@ from qemu.qmp import Message, QMPClient, QMPError
 from hvsock.errors import HvsockError, ProtocolError, StateError
 
 from . import children, qemu
-from .control import MAX_LINE_BYTES
+from .control import MAX_LINE_BYTES, STOP_SECONDS
 from .runs import CONTROL_SOCKET, RECORD, SUPERVISOR_LOG, Record, Settings, State, read_settings, write_json
 
 if sys.platform != "linux":
@@ -31,8 +31,6 @@ SOCKET_SECONDS: Final = 20.0
 """How long a child may take to make its socket; they take a tenth of a second."""
 LOOK_SECONDS: Final = 0.02
 """Pause between two looks for a file."""
-STOP_SECONDS: Final = 15.0
-"""How long a guest has to switch itself off when it is asked to."""
 QUIT_SECONDS: Final = 3.0
 """How long QEMU may take to end when it is told to."""
 UNPLUG_SECONDS: Final = 20.0

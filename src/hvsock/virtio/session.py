@@ -157,9 +157,9 @@ class Session:
         """
         self.features = 0
         self.protocol_features = 0
-        self._offered = features
+        self._offered = int(features)  # a flag's own ~ leaves out bits that have no name
         self._config = config
-        self._protocol_offered = protocol_features
+        self._protocol_offered = int(protocol_features)
         self._max_queue_size = max_queue_size
         self._vrings = [_Vring() for _ in range(queues)]
         self._has_memory = False

@@ -19,7 +19,7 @@ SRC = Path(__file__).parent.parent / "src"
 
 BASE = ("hvsock.constants", "hvsock.errors", "hvsock.addresses")
 RULES = (*BASE, "hvsock.topology", "hvsock.registry")
-WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks")
+WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks", "hvsock.fabric.passing")
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.messages": RULES,
     "hvsock.fabric.paths": RULES,
     "hvsock.fabric.marks": (),
+    "hvsock.fabric.passing": (),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": WIRE,
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker", "hvsock.virtio"),
-    "hvsock.vm": (*WIRE, "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
+    "hvsock.vm": (*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),

@@ -146,6 +146,7 @@ def test_connections_are_counted_and_stay_counted(
             "folder": guest.folder,
             "listeners": 0,
             "open": 5,
+            "device": False,
         }
         accepted = [take(listener)[0] for _ in range(3)]
         wait_until(lambda: status(fabric)["undelivered"] == 2)

@@ -347,6 +347,7 @@ def test_names_are_resolved(fabric: EmbeddedFabric, guest: PartitionHandle) -> N
     service = fabric.register("HV Socket Demo")
     assert host_call(fabric, "resolve", vm="WEB01", service="hv socket demo") == {
         "vm_id": guest.id,
+        "cid": 3,
         "service_id": service.id,
     }
     assert client.call(guest.folder, "resolve", vm=None, service="HV Socket Demo")["service_id"] == service.id

@@ -49,6 +49,7 @@ def test_columns_keep_their_meaning() -> None:
         "LISTENER_GONE": 15,
         "LIMIT": 16,
         "BAD_REQUEST": 17,
+        "NO_PORT": 18,
     }
 
 

@@ -15,6 +15,7 @@ from hvsock.addresses import (
     HV_GUID_PARENT,
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
+    SERVICE_WILDCARD,
     VmId,
     describe_vm_id,
 )
@@ -169,6 +170,87 @@ def test_a_grant_tells_who_takes_it_where_and_what_the_source_is() -> None:
     world = World().register()
     listener = world.bound("host")
     assert world.connect("web", HV_GUID_PARENT) == Grant(listener, world["host"], Relation.CHILD)
+
+
+def test_a_device_takes_what_no_listener_of_its_vm_does() -> None:
+    world = World().register().at_port(7)
+    device = world.device("web")
+    for source, to, how in (
+        ("host", "web", Relation.PARENT),
+        ("db", "web", Relation.MEMBER),
+        ("box", HV_GUID_PARENT, Relation.CHILD),
+    ):
+        for socket_type in (STREAM, SEQPACKET):
+            assert world.connect(source, to, type=socket_type) == Grant(device, world["web"], how, 7)
+        assert [step.found for step in world.explain(source, to)[-2:]] == [
+            "yes: the VM's device asks the guest",
+            "yes: 7",
+        ]
+    listener = world.bound("web", HV_GUID_PARENT)
+    assert world.connect("host", "web") == Grant(listener, world["web"], Relation.PARENT)
+    assert world.connect("db", "web") == Grant(device, world["web"], Relation.MEMBER, 7)
+    verdict = world.connect("host", "web", type=SEQPACKET)
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason is Reason.WRONG_TYPE
+
+
+def test_a_device_is_asked_after_all_checks() -> None:
+    for settings, reason in (
+        (None, Reason.NOT_REGISTERED),
+        (Settings(), Reason.DENIED),
+        (Settings(enabled=False, connect=EVERYONE), Reason.DISABLED),
+    ):
+        world = World()
+        if settings is not None:
+            world.register(settings).at_port(7)
+        world.device("web")
+        verdict = world.connect("host", "web", subject=STRANGER)
+        assert isinstance(verdict, Refusal)
+        assert verdict.reason is reason
+    world = World().register().at_port(7)
+    world.device("web")
+    assert outcome(world.connect("lone", "web")) == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize("to", [HV_GUID_LOOPBACK, "host", "db"])
+def test_a_device_is_not_asked_for_its_own_vm_nor_for_another(to: VmId | str) -> None:
+    world = World().register().at_port(7)
+    world.device("web")
+    verdict = world.connect("web", HV_GUID_PARENT if to == "host" else to)
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason is Reason.NO_LISTENER
+
+
+def test_a_device_that_does_not_listen_is_none() -> None:
+    world = World().register().at_port(7)
+    world.device("web", listening=False)
+    verdict = world.connect("host", "web")
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason is Reason.NO_LISTENER
+
+
+@pytest.mark.parametrize("port", [None, 0xFFFFFFFF])
+def test_a_service_without_a_port_cannot_be_asked_for(port: int | None) -> None:
+    world = World().register().at_port(port)
+    world.device("web")
+    verdict = world.connect("host", "web")
+    assert isinstance(verdict, Refusal)
+    assert (verdict.errno, verdict.reason) == (errno.ECONNREFUSED, Reason.NO_PORT)
+    assert "--port-alias" in verdict.text
+    assert_names_a_cure(verdict)
+    assert world.explain("host", "web")[-1].refusal == verdict
+
+
+def test_no_service_is_a_device_itself() -> None:
+    """ServiceId zero, under which devices are kept, leads to none."""
+    world = World()
+    world.device("web")
+    for to in (HV_GUID_LOOPBACK, world["web"].id):
+        verdict = world.rules.connect(Request(world["web"], to, SERVICE_WILDCARD, STREAM))
+        assert isinstance(verdict, Refusal)
+    verdict = world.rules.connect(Request(world["web"], HV_GUID_LOOPBACK, SERVICE_WILDCARD, STREAM))
+    assert isinstance(verdict, Refusal)
+    assert verdict.reason is Reason.NO_LISTENER
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hvsock.addresses import HV_GUID_WILDCARD, ServiceId, VmId
+from hvsock.addresses import HV_GUID_WILDCARD, SERVICE_WILDCARD, ServiceId, VmId
 from hvsock.topology.access import Owner, Service, Settings, Subject
 from hvsock.topology.decision import Check, Grant, Refusal, Request, Rules
 from hvsock.topology.partitions import Kind, Partition, Tree
@@ -64,6 +64,7 @@ class Listener:
     vm_id: VmId
     type: int = STREAM
     listening: bool = True
+    device: bool = False
 
 
 class World:
@@ -92,12 +93,23 @@ class World:
         self.services[ECHO] = Service(ECHO, "echo", general, of)
         return self
 
+    def at_port(self, port: int | None) -> World:
+        """Have guests know ECHO by `port`."""
+        self.services[ECHO] = replace(self.services[ECHO], port=port)
+        return self
+
     def bound(
         self, where: str, to: str | VmId = HV_GUID_WILDCARD, type: int = STREAM, listening: bool = True
     ) -> Listener:
         """Have a socket for ECHO in partition `where`."""
         listener = Listener(self.address(to), type, listening)
         self.listeners.setdefault((self[where].id, ECHO), []).append(listener)
+        return listener
+
+    def device(self, where: str, listening: bool = True) -> Listener:
+        """Have a device serve partition `where`."""
+        listener = Listener(HV_GUID_WILDCARD, STREAM, listening, device=True)
+        self.listeners.setdefault((self[where].id, SERVICE_WILDCARD), []).append(listener)
         return listener
 
     def _request(self, source: str, to: str | VmId, passthru: bool, type: int, subject: Subject | None) -> Request:

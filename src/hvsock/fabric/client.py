@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from hvsock import errors, transport
 from hvsock.addresses import (
+    HV_GUID_WILDCARD,
+    SERVICE_WILDCARD,
     Address,
     AddressText,
     ServiceId,
@@ -29,7 +31,7 @@ from hvsock.addresses import (
 from hvsock.errors import HvsockError, NoFabricError, ProtocolError
 from hvsock.transport import Transport
 
-from . import messages, paths, vsocklink
+from . import messages, passing, paths, vsocklink
 from .messages import Flag, Op, Reply, Request
 
 if sys.platform != "linux":
@@ -123,6 +125,19 @@ def bind(folder: str, type_: int, address: Address, flags: Flag = Flag.NONE) -> 
             os.close(descriptor)
         raise
     return Binding(descriptors[0], listener_id, Address(address.vm_id, service_id))
+
+
+def bind_device(folder: str) -> Binding:
+    """Have the broker make the listener by which a device serves the VM whose folder this is.
+
+    What connects to the VM comes to it, unless another listener in that partition takes it: couriers of
+    the form :class:`.messages.DeviceCourier`, and notices (:func:`.messages.parse_device_message`). It listens
+    like any other, and outlives the broker.
+
+    Raises:
+        OSError: EINVAL: the partition is no VM; EADDRINUSE: a device serves it already; ENOBUFS, ENETUNREACH.
+    """
+    return bind(folder, socket.SOCK_STREAM, Address(HV_GUID_WILDCARD, SERVICE_WILDCARD), Flag.DEVICE)
 
 
 def listen(folder: str, listener_id: bytes, backlog: int) -> None:
@@ -224,9 +239,7 @@ def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
                         raise
                 time.sleep(RETRY_SECONDS)
             link.sendall(request.pack())
-            head, descriptors, _, _ = socket.recv_fds(
-                link, messages.REPLY_HEADER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            head, descriptors, _ = passing.receive(link, messages.REPLY_HEADER_BYTES, 1)
         except TimeoutError:
             raise _no_answer(way) from None
         except OSError as error:

@@ -115,7 +115,7 @@ class ServiceEntry:
 
     def service(self) -> Service:
         """The entry as the rules of access take it."""
-        return Service(self.id, self.name, self.settings, self.per_vm)
+        return Service(self.id, self.name, self.settings, self.per_vm, self.port)
 
 
 _INBOX_NAMES: Final = (

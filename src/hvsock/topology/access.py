@@ -93,12 +93,14 @@ class Service:
         name: its friendly name (ElementName).
         settings: for all VMs.
         per_vm: on top, for the connections of single VMs with their host.
+        port: the AF_VSOCK port by which guests know it; None where it has none.
     """
 
     id: ServiceId
     name: str
     settings: Settings = Settings()
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
+    port: int | None = None
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
-from hvsock.addresses import HV_GUID_LOOPBACK, WELL_KNOWN_VMIDS, ServiceId, VmId, describe_vm_id
+from hvsock.addresses import (
+    HV_GUID_LOOPBACK,
+    SERVICE_WILDCARD,
+    WELL_KNOWN_VMIDS,
+    ServiceId,
+    VmId,
+    describe_vm_id,
+)
+from hvsock.constants import VSOCK_PORT_MAX
 
 from .access import Allowed, Owner, Service, Settings, Subject
 from .matching import WILDCARD_BINDS, Bound, match, may_bind
@@ -32,6 +40,7 @@ class Reason(Enum):
     DENIED = "denied"
     DISABLED = "disabled"
     NO_LISTENER = "no-listener"
+    NO_PORT = "no-port"
     WRONG_TYPE = "wrong-type"
     IN_USE = "in-use"
     BACKLOG_FULL = "backlog-full"
@@ -77,6 +86,10 @@ class Listening(Bound, Protocol):
     def listening(self) -> bool:
         """Whether listen() was called."""
 
+    @property
+    def device(self) -> bool:
+        """Whether it is the one of a VM's device, which takes what no other listener of the VM does."""
+
 
 L = TypeVar("L", bound=Listening)
 
@@ -89,11 +102,13 @@ class Grant(Generic[L]):
         listener: who takes it.
         target: its partition.
         source_is: what the connecting partition is to the target.
+        port: where `listener` is a device's, the AF_VSOCK port to ask the guest for.
     """
 
     listener: L
     target: Partition
     source_is: Relation
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +138,7 @@ class Rules(Generic[L]):
     Args:
         tree: the partitions.
         services: the registered services by id.
-        listeners: the listeners of a partition for a service.
+        listeners: the listeners of a partition for a service; those of devices are under SERVICE_WILDCARD.
         owner: whose fabric it is.
     """
 
@@ -184,9 +199,18 @@ class Rules(Generic[L]):
             return _fails(steps, question, _not_registered(service_id, code))
 
         question = "Does something listen?"
-        bound = self.listeners.get((target.id, service_id), ())
+        bound = [one for one in self.listeners.get((target.id, service_id), ()) if not one.device]
         listening = [listener for listener in bound if listener.listening]
         listener = match(self.tree, target, listening, source, passthru=request.passthru, wildcards=wildcards)
+        if listener is None and service is not None and how is not Relation.SAME:
+            device = self._device_of(target)
+            if device is not None:
+                steps.append(Check(question, "yes: the VM's device asks the guest"))
+                question = "Does the guest know a port for it?"
+                if service.port in (None, VSOCK_PORT_MAX):
+                    return _fails(steps, question, _no_port(service))
+                steps.append(Check(question, f"yes: {service.port}"))
+                return Grant(device, target, how, service.port)
         if listener is None:
             text = _why_none(bound, listening, target, source, view(how, source), wildcards)
             return _fails(steps, question, Refusal(errno.ECONNREFUSED, Reason.NO_LISTENER, text))
@@ -197,6 +221,11 @@ class Rules(Generic[L]):
             refusal = Refusal(errno.EPROTOTYPE, Reason.WRONG_TYPE, text)
             return _fails(steps, "Is it of the same socket type?", refusal)
         return Grant(listener, target, how)
+
+    def _device_of(self, target: Partition) -> L | None:
+        """The listener of the device that serves `target`, a VM, if it has one."""
+        devices = self.listeners.get((target.id, SERVICE_WILDCARD), ())
+        return next((one for one in devices if one.device and one.listening), None)
 
     def bind(
         self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
@@ -271,6 +300,13 @@ def _nowhere(source: Partition, vm_id: VmId) -> Refusal:
 def _not_registered(service_id: ServiceId, code: int) -> Refusal:
     text = f"{service_id} is not registered; run: hvsock service register NAME --id {service_id}"
     return Refusal(code, Reason.NOT_REGISTERED, text)
+
+
+def _no_port(service: Service) -> Refusal:
+    text = f"{service.name!r} has no AF_VSOCK port, by which a guest would know it; "
+    text += f"run: hvsock service unregister {service.id}, and: hvsock service register NAME "
+    text += f"--id {service.id} --port-alias PORT"
+    return Refusal(errno.ECONNREFUSED, Reason.NO_PORT, text)
 
 
 def _denied(subject: Subject, service: Service, act: str) -> Refusal:

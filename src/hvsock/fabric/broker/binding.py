@@ -6,14 +6,14 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from hvsock.addresses import HV_GUID_LOOPBACK, SERVICE_WILDCARD, Address, ServiceId
+from hvsock.addresses import HV_GUID_LOOPBACK, HV_GUID_WILDCARD, SERVICE_WILDCARD, Address, ServiceId
 from hvsock.fabric import messages
-from hvsock.fabric.messages import Reply, Request
+from hvsock.fabric.messages import Flag, Reply, Request
 from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.matching import may_bind
-from hvsock.topology.partitions import Partition
+from hvsock.topology.partitions import Kind, Partition
 
 from .listeners import TYPES
 
@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     from .broker import Broker
     from .clients import Client
 
+DEVICE_ADDRESS: Final = Address(HV_GUID_WILDCARD, SERVICE_WILDCARD)
+"""What the listener of a device is bound to; no other one can be."""
+
 
 def bind(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
     """Make the bound socket and send it to the client, or refuse."""
     assert request.address is not None, "a bind has an address"
+    if request.flags & Flag.DEVICE:
+        _bind_device(broker, client, partition, request)
+        return
     rules = broker.rules
     address = Address(request.address.vm_id, broker.services.real(request.address.service_id))
     refusal = (
@@ -42,10 +48,23 @@ def bind(broker: Broker, client: Client, partition: Partition, request: Request)
     if refusal is None:
         if address.service_id == SERVICE_WILDCARD:
             address = Address(address.vm_id, ServiceId.new())
-        refusal = _make(broker, client, partition, request.type, address)
+        refusal = _make(broker, client, partition, request, address)
     if refusal is not None:
-        broker.counters.ended(broker.row_of(address.service_id), refusal.reason)
-        client.refuse(refusal)
+        _refuse(broker, client, address, refusal)
+
+
+def _bind_device(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
+    """Make the listener of the device that serves a VM: one for all its services."""
+    refusal = None
+    if partition.kind is not Kind.VM or request.type != socket.SOCK_STREAM:
+        text = f"a device serves a VM, by a SOCK_STREAM socket; {partition.name!r} is a {partition.kind}"
+        refusal = Refusal(errno.EINVAL, Reason.BAD_REQUEST, text)
+    elif broker.listeners.in_use(partition.id, DEVICE_ADDRESS):
+        text = f"a device serves {partition.name!r} already; end that one first"
+        refusal = Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
+    refusal = refusal or _no_room(broker, partition) or _make(broker, client, partition, request, DEVICE_ADDRESS)
+    if refusal is not None:
+        _refuse(broker, client, DEVICE_ADDRESS, refusal)
 
 
 def listen(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
@@ -64,14 +83,20 @@ def listen(broker: Broker, client: Client, partition: Partition, request: Reques
     if refusal is None:
         client.answer(Reply(0))
     else:
-        broker.counters.ended(broker.row_of(listener.service_id), refusal.reason)
-        client.refuse(refusal)
+        _refuse(broker, client, Address(listener.vm_id, listener.service_id), refusal)
 
 
-def _make(broker: Broker, client: Client, partition: Partition, type_: int, address: Address) -> Refusal | None:
+def _refuse(broker: Broker, client: Client, address: Address, refusal: Refusal) -> None:
+    broker.counters.ended(broker.row_of(address.service_id), refusal.reason)
+    client.refuse(refusal)
+
+
+def _make(
+    broker: Broker, client: Client, partition: Partition, request: Request, address: Address
+) -> Refusal | None:
     pid, uid, _ = client.credentials()
     try:
-        listener, bound = broker.listeners.bind(partition.id, address, type_, uid, pid)
+        listener, bound = broker.listeners.bind(partition.id, address, request.type, uid, pid, request.flags)
     except OSError as error:
         return _short(error)
     reply = Reply(0, messages.pack_binding(listener.id, address.service_id))
@@ -103,6 +128,10 @@ def _fresh_id_refusal(broker: Broker, partition: Partition, address: Address) ->
 def _taken(broker: Broker, partition: Partition, address: Address) -> Refusal | None:
     if address.service_id != SERVICE_WILDCARD and broker.listeners.in_use(partition.id, address):
         return Refusal(errno.EADDRINUSE, Reason.IN_USE, f"{address} is bound in {partition.name!r} already")
+    return _no_room(broker, partition)
+
+
+def _no_room(broker: Broker, partition: Partition) -> Refusal | None:
     if not broker.listeners.has_room(partition.id):
         text = f"{partition.name!r} has as many bound sockets as it may have; close some first"
         return Refusal(errno.ENOBUFS, Reason.LIMIT, text)

@@ -139,6 +139,8 @@ class Broker:
         clients = self.gates.clients()
         self.gates.close()
         for client in clients:
+            if client.handover is not None:
+                client.handover.close_mark()
             client.sock.close()
         for delivery in list(self.deliveries):
             delivery.close()

@@ -171,7 +171,7 @@ def _resolve(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
     """The ids that names mean; the names of partitions are looked up for the host and for a group's members."""
     vm, service = _text(call, "vm"), _text(call, "service")
     asking = client.gate.partition
-    vm_id = None
+    vm_id = cid = None
     if vm is not None:
         found = broker.tree.named(vm)
         related = found is not None and (
@@ -181,9 +181,9 @@ def _resolve(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
         )
         if found is None or not related:
             raise NotFoundError(f"no partition is called {vm!r}; see: hvsock partition list")
-        vm_id = found.id
+        vm_id, cid = found.id, found.cid
     service_id = None if service is None else broker.services.find(service)
-    return {"vm_id": vm_id, "service_id": service_id}
+    return {"vm_id": vm_id, "cid": cid, "service_id": service_id}
 
 
 def _services(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
@@ -263,7 +263,7 @@ def _status(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
     listeners: Counter[ServiceId] = Counter()
     listening: Counter[VmId] = Counter()
     for listener in broker.listeners:
-        if listener.listening:
+        if listener.listening and not listener.device:
             listeners[listener.service_id] += 1
             listening[listener.partition] += 1
     services = []
@@ -299,6 +299,7 @@ def _status(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
                 **_show_partition(broker, partition),
                 "listeners": listening[partition.id],
                 "open": open_by_partition[partition.id],
+                "device": partition.id in broker.listeners.devices,
             }
             for partition in broker.tree
         ],

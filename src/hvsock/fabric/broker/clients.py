@@ -16,10 +16,11 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from hvsock.errors import HvsockError, ProtocolError
-from hvsock.fabric import messages
-from hvsock.fabric.messages import Op, Reply, Request
+from hvsock.fabric import messages, passing
+from hvsock.fabric.marks import EndMark
+from hvsock.fabric.messages import Flag, Op, Reply, Request
 from hvsock.topology.access import ROOT_UID, Subject
-from hvsock.topology.decision import Refusal
+from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.partitions import Kind
 
 from . import binding, calls, refusals
@@ -157,8 +158,12 @@ class Client:
         if request.op is Op.CONNECT:
             if request.type != self.sock.type:
                 raise ProtocolError("a connect goes to the control socket of its own type")
+            mark = self._end_mark() if request.flags & Flag.END_MARK else None
+            if isinstance(mark, Refusal):
+                self.refuse(mark)
+                return
             broker.deadlines.forget(self)
-            self.handover = Handover(broker, self, request)
+            self.handover = Handover(broker, self, request, mark)
             self.handover.attempt()
             return
         self.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
@@ -172,6 +177,17 @@ class Client:
             except HvsockError as error:
                 reply = calls.failure(error)
             self.answer(reply)
+
+    def _end_mark(self) -> EndMark | Refusal:
+        """The end mark that came with a connect, which stays unread; or why there is none."""
+        _, descriptors, cut = passing.receive(self.sock, 1, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if cut and not descriptors:
+            return Refusal(errno.ENOBUFS, Reason.LIMIT, "the broker is short of descriptors")
+        try:
+            (descriptor,) = descriptors
+            return EndMark(descriptor)
+        except ValueError:
+            return Refusal(errno.EINVAL, Reason.BAD_REQUEST, "an end mark is one eventfd")
 
     def _send(self) -> None:
         try:

@@ -57,6 +57,7 @@ COLUMNS: Final[dict[Reason, int]] = {
     Reason.LISTENER_GONE: 15,
     Reason.LIMIT: 16,
     Reason.BAD_REQUEST: 17,
+    Reason.NO_PORT: 18,
 }
 """Which counter of a row is whose. Files of earlier versions are read, so a number never changes its meaning."""
 RESETS: Final = frozenset({Reason.CANCELLED, Reason.LISTENER_GONE})

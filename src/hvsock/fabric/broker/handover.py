@@ -12,7 +12,14 @@ The order matters, for brokers that are killed and for accepters that are fast:
 An accepter uses the descriptor after DONE only. If the broker dies before 5, the accepter finds the
 request still there and drains it; if it dies before 3, the connector sees its connection refused.
 
-So "accepted" counts the connections that reached a listener's backlog, each once. A broker that is killed
+To the device of a VM, step 5 is left: the device asks the guest, and then drains the request, or refuses as the
+broker does. Until then the connect is pending, and the broker has nothing more to do with it.
+
+Of a connector that brings an end mark, the mark goes along in step 3. It is told the listener's options before
+that (:class:`Established`), unless a device takes the connection, which tells them itself.
+
+So "accepted" counts the connections that reached a listener's backlog, each once, those that a guest
+refuses later among them. A broker that is killed
 between 3 and 4 leaves that to the next one, which counts the connection if it is still there; a kill in
 the midst of 4 leaves the count off by one.
 
@@ -23,6 +30,7 @@ when a broker was killed is delivered all the same; if it is lost with its liste
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -32,12 +40,13 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from hvsock.addresses import Address, ServiceId, VmId
-from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX
+from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX, VSOCK_CID_HOST
 from hvsock.fabric import messages, paths
-from hvsock.fabric.messages import Courier, Flag, Request
+from hvsock.fabric.marks import EndMark
+from hvsock.fabric.messages import Courier, DeviceCourier, Established, Flag, Request
 from hvsock.topology import decision
 from hvsock.topology.decision import Grant, Reason, Refusal
-from hvsock.topology.reachability import own_view, view
+from hvsock.topology.reachability import Relation, own_view, view
 
 from .listeners import Listener
 from .liveness import namespace_of
@@ -60,12 +69,23 @@ ROUNDS_PER_ATTEMPT: Final = 8
 
 
 class Handover:
-    """One connect on its way; `client` is dropped at its end."""
+    """One connect on its way; `client` is dropped at its end, and `mark` is closed.
 
-    __slots__ = ("_broker", "_client", "_deadline", "_request", "_row", "_service_id", "_waiting_at")
+    Args:
+        broker: the broker.
+        client: the connector.
+        request: what it asks for.
+        mark: the end mark that it brought.
+    """
 
-    def __init__(self, broker: Broker, client: Client, request: Request) -> None:
+    __slots__ = (
+        "_broker", "_client", "_deadline", "_mark", "_request", "_row", "_service_id", "_told", "_waiting_at"
+    )  # fmt: skip
+
+    def __init__(self, broker: Broker, client: Client, request: Request, mark: EndMark | None = None) -> None:
         self._broker = broker
+        self._mark = mark
+        self._told = False
         self._client = client
         self._request = request
         self._waiting_at: Listener | None = None
@@ -85,10 +105,16 @@ class Handover:
         self._client.drop()
 
     def leave(self) -> None:
-        """Wait no more; calling this twice is fine."""
+        """Wait no more, and close the end mark; calling this twice is fine."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._leave_queue()
+        self.close_mark()
+
+    def close_mark(self) -> None:
+        """Close the end mark, and touch nothing else. Calling this twice is fine."""
+        if self._mark is not None:
+            self._mark.close()
 
     def _attempt(self) -> None:
         broker, client, wanted = self._broker, self._client, self._request.address
@@ -148,7 +174,7 @@ class Handover:
         return courier
 
     def _send(self, grant: Grant[Listener], courier: socket.socket) -> int | None:
-        """Steps 2 and 3; returns the record of the connection.
+        """Steps 2 and 3, with what belongs to end marks; returns the record of the connection.
 
         Raises:
             OSError: nothing was handed over, and the courier is closed.
@@ -156,12 +182,16 @@ class Handover:
         client, connections = self._client, self._broker.connections
         try:
             message = self._message(grant).pack()
+            descriptors = [client.sock.fileno()]
+            if self._mark is not None:
+                descriptors.append(self._mark.fileno())
+                self._tell(grant.listener)
             inode = os.fstat(client.sock.fileno()).st_ino
             pid, _, _ = client.credentials()
             ends = client.gate.partition.id, grant.target.id
             record = connections.begin(inode, self._row, ends, pid, namespace_of(client.sock))
             try:
-                socket.send_fds(courier, [message], [client.sock.fileno()])
+                socket.send_fds(courier, [message], descriptors)
             except BaseException:
                 connections.cancel(record)
                 raise
@@ -171,12 +201,13 @@ class Handover:
         return record
 
     def _establish(self, grant: Grant[Listener], courier: socket.socket, record: int | None) -> None:
-        """Steps 4 to 6."""
+        """Steps 4 to 6; to a device, without 5."""
         broker, client = self._broker, self._client
         try:
             broker.counters.accepted(self._row, broker.reactor.clock() - client.arrived)
             broker.connections.counted(record)
-            client.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
+            if not grant.listener.device:
+                client.sock.recv(messages.REQUEST_BYTES, socket.MSG_DONTWAIT)
             client.drop()  # before the accepter goes on: a descriptor left here would hold up its close
             courier.send(messages.DONE)
         except BrokenPipeError:
@@ -188,6 +219,19 @@ class Handover:
         else:
             Delivery(broker, courier, grant.listener, grant.target.id, self._row)
 
+    def _tell(self, listener: Listener) -> None:
+        """Tell a connector with an end mark, which expects it, the listener's options; once.
+
+        Raises:
+            OSError: memory is short.
+        """
+        if not listener.device and not self._told:
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # the connector is gone: seen elsewhere
+                self._client.sock.send(Established(listener.flags).pack(), socket.MSG_DONTWAIT)
+            self._told = True
+
     def _message(self, grant: Grant[Listener]) -> Courier:
         partition = self._client.gate.partition
         peer_vm = view(grant.source_is, partition)
@@ -196,11 +240,18 @@ class Handover:
             bound = self._broker.listeners.named(self._client.bound_path)
             if bound is not None and bound.partition == partition.id:
                 own_id = bound.service_id
-        return Courier(
-            Address(own_view(peer_vm), self._service_id),
-            Address(peer_vm, own_id),
+        own, peer = Address(own_view(peer_vm), self._service_id), Address(peer_vm, own_id)
+        if grant.port is None:
+            return Courier(own, peer, self._request.token, self._request.flags)
+        return DeviceCourier(
+            own,
+            peer,
             self._request.token,
             self._request.flags,
+            port=grant.port,
+            source_cid=VSOCK_CID_HOST if grant.source_is is Relation.PARENT else partition.cid,
+            milliseconds=min(self._request.number, HVSOCKET_CONNECT_TIMEOUT_MAX),
+            type=self._request.type,
         )
 
     def _refuse(self, refusal: Refusal) -> None:

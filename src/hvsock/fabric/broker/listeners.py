@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hvsock.addresses import Address, ServiceId, VmId
 from hvsock.fabric import paths
+from hvsock.fabric.messages import Flag
 from hvsock.topology.partitions import Tree
 
 from .quota import Quota
@@ -59,6 +60,7 @@ class Listener:
         type: SOCK_STREAM or SOCK_SEQPACKET.
         uid: the user who bound it.
         pid: the process that bound it, 0 from a namespace that the broker does not see; others may have it by now.
+        flags: options of the socket at its bind; DEVICE makes it the one of a VM's device.
         listening: whether listen() was called.
         waiting: connects that found its backlog full, the oldest first.
     """
@@ -70,6 +72,7 @@ class Listener:
     type: int
     uid: int
     pid: int
+    flags: Flag = Flag.NONE
     listening: bool = False
     waiting: OrderedDict[Handover, None] = field(default_factory=OrderedDict)
 
@@ -78,11 +81,17 @@ class Listener:
         """What connects look it up by."""
         return self.partition, self.service_id
 
+    @property
+    def device(self) -> bool:
+        """Whether it is the one of a VM's device."""
+        return bool(self.flags & Flag.DEVICE)
+
 
 class Listeners:
     """All listeners of the fabric, in memory and in `folder`.
 
-    ``by_key`` is what the rules match against. Dead ones may be among all these until they are looked after.
+    ``by_key`` is what the rules match against, ``devices`` are those of devices by partition. Dead ones may be
+    among all these until they are looked after.
 
     Args:
         folder: the folder of the sockets; only the broker's user may enter it.
@@ -92,6 +101,7 @@ class Listeners:
     def __init__(self, folder: str, tree: Tree) -> None:
         self.folder = folder
         self.by_key: dict[tuple[VmId, ServiceId], list[Listener]] = {}
+        self.devices: dict[VmId, Listener] = {}
         self.changes = 0  # counts up with every change of what connects may find
         self._quota = Quota(tree.host.id, MAX_LISTENERS, MAX_LISTENERS_PER_PARTITION)
         self._by_id: dict[bytes, Listener] = {}
@@ -138,7 +148,7 @@ class Listeners:
         return self._quota.has_room(partition)
 
     def bind(
-        self, partition: VmId, address: Address, type_: int, uid: int, pid: int
+        self, partition: VmId, address: Address, type_: int, uid: int, pid: int, flags: Flag = Flag.NONE
     ) -> tuple[Listener, socket.socket]:
         """Make a socket bound to `address`; the caller sends it to its owner and closes it.
 
@@ -148,7 +158,7 @@ class Listeners:
         listener_id = os.urandom(16)
         sock = socket.socket(socket.AF_UNIX, type_)
         try:
-            listener = Listener(listener_id, partition, address.vm_id, address.service_id, type_, uid, pid)
+            listener = Listener(listener_id, partition, address.vm_id, address.service_id, type_, uid, pid, flags)
             self._write(listener, listening=False)
             paths.at(self.folder, listener_id.hex(), sock.bind)
         except BaseException:
@@ -179,6 +189,8 @@ class Listeners:
         siblings.remove(listener)
         if not siblings:
             del self.by_key[listener.key]
+        if listener.device:
+            del self.devices[listener.partition]
         self._unlink(listener.id)
 
     def alive(self, listener: Listener) -> bool:
@@ -214,6 +226,8 @@ class Listeners:
         self._in_turn.append(listener)
         self._quota.take(listener.partition)
         self.by_key.setdefault(listener.key, []).append(listener)
+        if listener.device:
+            self.devices[listener.partition] = listener
 
     def _write(self, listener: Listener, *, listening: bool) -> None:
         record = {
@@ -223,6 +237,7 @@ class Listeners:
             "type": int(listener.type),
             "uid": listener.uid,
             "pid": listener.pid,
+            "flags": int(listener.flags),
             "listening": listening,
         }
         path = os.path.join(self.folder, listener.id.hex() + _RECORD_SUFFIX)
@@ -267,6 +282,7 @@ class Listeners:
             int(record["type"]),
             int(record["uid"]),
             int(record["pid"]),
+            Flag(record.get("flags", 0)),  # a broker that knew none wrote none
             bool(record["listening"]),
         )
         if listener.id.hex() != stem or len(listener.id) != 16 or listener.type not in TYPES:

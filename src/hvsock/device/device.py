@@ -160,7 +160,6 @@ class Device:
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        self._muxer.now = self._reactor.clock()
         if self._queues is not None:
             try:
                 self._move(*self._queues)
@@ -168,7 +167,7 @@ class Device:
                 if self._front_end is not None:
                     self._front_end.broken(error)
                 self._muxer.reset()
-        self._muxer.tick()
+        self._muxer.tick(self._reactor.clock())
         self._set_deadline()
 
     def _move(self, rx: Virtqueue, tx: Virtqueue) -> None:

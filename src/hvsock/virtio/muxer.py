@@ -2,8 +2,8 @@
 
 It knows which packet belongs to which connection and does what the table of :mod:`.connection` says. What it asks
 of the host is a :class:`Host`, which begins connects, and one :class:`~.connection.End` for each connection. It
-never waits and has no clock: whoever drives it sets ``now``, calls it when something is ready, and calls
-:meth:`Muxer.tick` when :attr:`Muxer.next_deadline` is over.
+never waits and has no clock: whoever drives it calls it when something is ready, and then :meth:`Muxer.tick` with
+the time, and again when :attr:`Muxer.next_deadline` is over. What is to be waited for counts from the tick after it.
 
 A reset is never answered by a reset. What belongs to no connection gets one, and a reset that still waits for
 the guest is forgotten when the guest begins a new connection between the same ports.
@@ -63,7 +63,6 @@ class Muxer:
         buffer_bytes: room of each connection for what the guest sent.
 
     Attributes:
-        now: the time in seconds, of whoever drives this.
         table: the connections that the guest knows of, by guest's port, peer's CID and peer's port.
         counted: what was counted, by service.
     """
@@ -76,13 +75,13 @@ class Muxer:
         connections: int = DEFAULT_CONNECTIONS,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
-        self.now = 0.0
         self.table: dict[tuple[int, int, int], Connection] = {}
         self.counted: dict[str, Totals] = {}
         self._host = host
         self._limit = connections
         self._buffer_bytes = buffer_bytes
         self._flushing: set[Connection] = set()
+        self._begun: list[tuple[Connection, float]] = []
         self._waits: list[tuple[float, int, Connection]] = []
         self._serial = 0
         self._host_port = FIRST_HOST_PORT
@@ -238,14 +237,19 @@ class Muxer:
 
     @property
     def next_deadline(self) -> float | None:
-        """When to call tick(), in the time of ``now``; None while nothing waits."""
+        """When to call tick() again, in its own time; None while nothing waits."""
         self._forget_settled()
         return self._waits[0][0] if self._waits else None
 
-    def tick(self) -> None:
-        """End what waited too long."""
+    def tick(self, now: float) -> None:
+        """End what waited too long, and begin what is to be waited for; `now` is in seconds."""
+        for connection, seconds in self._begun:
+            connection.deadline = now + seconds
+            self._serial += 1
+            heapq.heappush(self._waits, (connection.deadline, self._serial, connection))
+        self._begun.clear()
         self._forget_settled()
-        while self._waits and self._waits[0][0] <= self.now:
+        while self._waits and self._waits[0][0] <= now:
             connection = self._waits[0][2]
             offered = connection.state is State.OFFERED
             self.drop(connection, Reason.TIMED_OUT if offered else Reason.CLOSED, True)
@@ -354,9 +358,7 @@ class Muxer:
                 return port
 
     def _wait(self, connection: Connection, seconds: float) -> None:
-        connection.deadline = self.now + seconds
-        self._serial += 1
-        heapq.heappush(self._waits, (connection.deadline, self._serial, connection))
+        self._begun.append((connection, seconds))
 
     def _forget_settled(self) -> None:
         waits = self._waits

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "hvsock.topology": "tests/topology",
     "hvsock.fabric.messages": "tests/fabric/test_messages.py",
+    "hvsock.virtio": "tests/virtio",
 }
 """Package or module -> the folder or file with its tests."""
 

@@ -233,11 +233,14 @@ def test_a_queue_is_like_its_model(
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
-@pytest.mark.parametrize("layout", [Layout(), Layout(2), Layout(3, indirect=True)])
-def test_indexes_wrap(event_idx: bool, layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("layout", "base"), [(Layout(), 0), (Layout(2), 0xFFFF - SIZE), (Layout(3, indirect=True), 0xFFFF - SIZE)]
+)
+def test_indexes_wrap(event_idx: bool, layout: Layout, base: int) -> None:
     driver = Driver(queue_size=SIZE, max_packet_bytes=64, layout=layout, event_idx=event_idx)
-    queue = driver.virtqueue(TX)
-    for number in range(0x10000 + 3 * SIZE):
+    driver.reset(base)
+    queue = driver.virtqueue(TX, base=base)
+    for number in range(base, 0x10000 + 3 * SIZE):
         packet = number.to_bytes(4, "little") * 12
         assert driver.send(packet[:44], packet[44:])
         taken = queue.take()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -103,6 +104,7 @@ class DriverQueue:
     def kick_wanted(self) -> bool:
         """Whether the device wants a kick for what was offered since the last call."""
         before, self._kicked = self._kicked, self.available[1]
+        _barrier()  # what was offered is visible before the device's wish is read
         if self._event_idx:
             return (self._kicked - self.used[-1] - 1) & 0xFFFF < (self._kicked - before) & 0xFFFF
         return before != self._kicked and not self.used[0] & NO_NOTIFY
@@ -115,15 +117,16 @@ class DriverQueue:
         Raises:
             ProtocolError: the device gave back more than the queue holds; its doing.
         """
-        found = []
-        count = (self.used[1] - self._taken) & 0xFFFF
-        if count > self.size:
-            raise ProtocolError(f"the device gave back {count} chains of a queue of {self.size}")
-        for _ in range(count):
-            at = 2 * (self._taken % self.size)
-            found.append((self._elements[at], self._elements[at + 1]))
-            self._taken = (self._taken + 1) & 0xFFFF
-        self.available[-1] = self._taken
+        found: list[tuple[int, int]] = []
+        while count := (self.used[1] - self._taken) & 0xFFFF:
+            if count > self.size:
+                raise ProtocolError(f"the device gave back {count} chains of a queue of {self.size}")
+            for _ in range(count):
+                at = 2 * (self._taken % self.size)
+                found.append((self._elements[at], self._elements[at + 1]))
+                self._taken = (self._taken + 1) & 0xFFFF
+            self.available[-1] = self._taken
+            _barrier()  # the wish is visible before the index is read again
         return found
 
     def clear(self, index: int = 0) -> None:
@@ -322,6 +325,15 @@ class Driver:
                 table, at + DESCRIPTOR.size * index, address, length, NEXT if more else 0, index + 1 if more else 0
             )
             address += length
+
+
+_LOCK = threading.Lock()
+
+
+def _barrier() -> None:
+    """A full memory barrier, as taking a lock is one."""
+    with _LOCK:
+        pass
 
 
 def _pages(count: int) -> int:

@@ -243,9 +243,7 @@ class Session:
                 self._vring(index)
                 return self._after_stop([index], lambda: self._take_kick_away(index))
             case Request.SET_STATUS:
-                self._status = vhost_user.parse_u64(payload)
-                if self._status == 0:
-                    return self._after_stop(range(len(self._vrings)), self._disable_all)
+                return self._set_status(vhost_user.parse_u64(payload))
             case Request.GET_CONFIG:
                 return [_reply(request, self._read_config(*vhost_user.parse_config(payload)))]
             case Request.SET_CONFIG:
@@ -336,6 +334,10 @@ class Session:
             raise ProtocolError(f"queue {index} is enabled by 1 and disabled by 0, not by {enabled}")
         vring.enabled = bool(enabled)
         return [] if enabled else self._after_stop([index], list)
+
+    def _set_status(self, status: int) -> list[Action]:
+        self._status = status
+        return [] if status else self._after_stop(range(len(self._vrings)), self._disable_all)
 
     def _disable_all(self) -> list[Action]:
         for vring in self._vrings:

@@ -6,26 +6,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from hvsock.errors import StateError
 
 from .image import Image
-from .qemu import DEVICE_SOCKET, INITRD
+from .qemu import DEVICE_SOCKET, INITRD, REPORT_SOCKET
 from .runs import SUPERVISOR_LOG, Run, Settings, write_settings
 
 if sys.platform != "linux":
     raise ImportError("VMs need Linux")
-
-READY_LINE: Final = "hvsock guest ready"
-"""What the default guest writes to its console when it is up."""
 
 
 def device_command(name: str, cid: int) -> tuple[str, ...]:
     """The command that runs the vsock device's process of a VM, in the VM's folder."""
     return (
         *(sys.executable, "-P", "-m", "hvsock", "device"),
-        *("--socket-path", DEVICE_SOCKET, "--vm", name, "--cid", str(cid)),
+        *("--socket-path", DEVICE_SOCKET, "--report-path", REPORT_SOCKET, "--vm", name, "--cid", str(cid)),
     )
 
 
@@ -67,7 +64,7 @@ def _supervise_apart(run: Run, lock: int) -> None:
     with open(told, "rb") as pipe:
         try:
             with open(run.path(SUPERVISOR_LOG), "ab") as log:
-                child = subprocess.Popen(
+                subprocess.run(
                     _supervisor(str(tell)),
                     cwd=run.folder,
                     stdin=subprocess.DEVNULL,
@@ -75,16 +72,15 @@ def _supervise_apart(run: Run, lock: int) -> None:
                     stderr=log,
                     pass_fds=(tell, lock),
                     start_new_session=True,
+                    check=True,
                 )
         finally:
             os.close(tell)
         word = pipe.readline().decode()
     if word != "\n":
-        child.wait()
         raise StateError(
             f"the VM {run.name!r} does not start: {word.strip() or 'see ' + run.path(SUPERVISOR_LOG)}"
         )
-    child.returncode = 0  # it goes on without us, and is nobody's zombie when this process ends
 
 
 def _supervise_here(run: Run, lock: int) -> NoReturn:

@@ -24,6 +24,7 @@ MAX_CPUS: Final = 64
 """Most processors; QEMU's pc machine takes 255."""
 
 DEVICE_SOCKET: Final = "device"
+REPORT_SOCKET: Final = "report"
 QMP_SOCKET: Final = "qmp"
 CONSOLE_SOCKET: Final = "console"
 CONSOLE_LOG: Final = "console.log"
@@ -31,8 +32,9 @@ INITRD: Final = "initrd"
 VSOCK: Final = "vsock"
 """Id of the vsock device, for unplugging it."""
 
-QUIET: Final = ("console=ttyS0", "quiet", "panic=-1")
-"""The default guest's kernel parameters: its console, few messages, and a restart after a panic."""
+PARAMETERS: Final = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+"""The default guest's kernel parameters: its console, few messages, a restart after a panic, and no tests of
+ciphers, which take half a second of an emulated processor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@
       settings.json      what the VM was started with
       vm.json            what there is to tell of it; only the supervisor writes
       control            the supervisor's socket
-      device qmp console the sockets of the device's process, of QEMU, and of the guest's serial console
+      device report      the sockets of the device's process: QEMU's, and the one at which its counters are read
+      qmp console        QEMU's socket, and that of the guest's serial console
       console.log        what the guest wrote to that console
       supervisor.log     what supervisor, QEMU and device wrote
       initrd             the initramfs, until QEMU has read it

@@ -379,9 +379,11 @@ def main(pipe: int | None) -> int:
     """Run the VM whose folder is the working folder, to its end; returns the exit code.
 
     Args:
-        pipe: gets one line, empty when the VM runs and else the reason why it does not, and is closed; without
-            one, that reason goes to standard error.
+        pipe: gets one line, empty when the VM runs and else the reason why it does not, and is closed; the
+            supervisor is nobody's child then. Without one, that reason goes to standard error.
     """
+    if pipe is not None and os.fork():
+        os._exit(0)
     reasons = []
 
     def tell(reason: str) -> None:

@@ -14,6 +14,7 @@ from hvsock.cli.output import json_option
 from hvsock.errors import DuplicateError, NotFoundError, UsageError
 from hvsock.fabric import client, paths
 from hvsock.vm import control, image, kvm, launch, qemu
+from hvsock.vm.guest import READY_LINE
 from hvsock.vm.overlay import overlay as packed
 from hvsock.vm.qemu import MAX_CPUS, MIN_MEMORY, Hardware
 from hvsock.vm.runs import Settings
@@ -96,7 +97,7 @@ def start(
         archive = packed(overlay, command)
         with image_progress() as progress:
             made = image.ensure(kernel or DEFAULT_KERNEL, progress=progress)
-        words = (*qemu.QUIET, f"hvsock.name={name}", *hardware.append)
+        words = (*qemu.PARAMETERS, f"hvsock.name={name}", *hardware.append)
         hardware = replace(hardware, kernel=made.kernel, initrd=qemu.INITRD, append=words)
     verdict = kvm.choose(program, None if made is None else made.kernel) if accel == "auto" else kvm.Verdict(accel)
     if verdict.reason:
@@ -109,7 +110,7 @@ def start(
         program,
         hardware,
         launch.device_command(name, partition["cid"]),
-        "" if made is None else launch.READY_LINE,
+        "" if made is None else READY_LINE,
         made.series if made is not None else os.path.basename(hardware.kernel or hardware.disk or ""),
     )
     launch.start(run, settings, image=made, overlay=() if made is None else archive, foreground=foreground)

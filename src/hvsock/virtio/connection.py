@@ -10,9 +10,9 @@
                          |  |
       the guest closed   |  |  the host's side closed, all its data are in the rx queue, SHUTDOWN is sent
        FLUSHING <--------+  +--------> CLOSING
-    what the guest sent is          until the guest's RST, or until the
-    still being passed on;          time for it is over
-    the guest is done with it
+    what the guest sent is          until the guest's RST, or its SHUTDOWN
+    still being passed on;          of both directions, or until the time
+    the guest is done with it       for it is over
          |                             |
          +----------> gone <-----------+
 
@@ -69,6 +69,8 @@ class Act(Enum):
     """The counters alone matter."""
     TELL = auto()
     """The guest asks for our counters."""
+    LATE = auto()
+    """Payload for a side that has closed is lost: the connection ends as a reset, and the guest gets RST."""
     RESET = auto()
     """It makes no sense here: the connection ends as a reset, and the guest gets RST."""
 
@@ -105,8 +107,8 @@ TABLE: Final[dict[State, dict[Op, Act]]] = {
         Op.REQUEST: Act.RESTART,
         Op.RESPONSE: Act.RESET,
         Op.RST: Act.GONE,
-        Op.SHUTDOWN: Act.RESET,
-        Op.RW: Act.RESET,
+        Op.SHUTDOWN: Act.SHUT,
+        Op.RW: Act.LATE,
         Op.CREDIT_UPDATE: Act.CREDIT,
         Op.CREDIT_REQUEST: Act.TELL,
     },
@@ -132,7 +134,7 @@ class Reason(StrEnum):
     CREDIT = "credit"
     """The guest sent more than it had credit for, or told counters that cannot be."""
     MESSAGE = "message"
-    """A SEQPACKET message is empty or longer than may be."""
+    """A SEQPACKET message is empty or longer than may be, or longer than all the room of the guest."""
     REUSED = "reused"
     """The guest began a new connection between the same two ports."""
     CANCELLED = "cancelled"
@@ -187,23 +189,21 @@ class Connection:
         outgoing, incoming: credit of the two directions.
         guest_shut, host_shut: what the guest said by SHUTDOWN, and what it was told.
         pending: bytes of the guest, in order, that the host's side had no room for; a message each for SEQPACKET.
-        pending_bytes: their sum.
         message: SEQPACKET: what came of a message whose end is still to come.
         unsent: SEQPACKET: what is left of a message on its way to the guest.
         readable: whether the host's side may have something to read.
-        queued: whether it waits for its turn to fill the rx queue.
         stalled: whether it has something for the guest, and the guest no room.
-        told_due: whether a CREDIT_UPDATE is on its way to the rx queue.
-        asked: whether the guest asked for one.
+        due: packets without payload that wait for the rx queue, a bit each: ``1 << op``.
+        asked: whether the guest asked for a CREDIT_UPDATE.
         window: bytes to ask the host's side for at once.
         deadline: when the wait of OFFERED or CLOSING is over, in the muxer's time.
     """
 
     __slots__ = (
-        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "end", "guest_port", "guest_shut", "host_shut",
-        "incoming", "key", "message", "outgoing", "packets_from_guest", "packets_to_guest", "peer_cid",
-        "peer_port", "pending", "pending_bytes", "queued", "readable", "service", "stalled", "stalls", "state",
-        "survives_pause", "told_due", "type", "unsent", "window",
+        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "due", "end", "guest_port", "guest_shut",
+        "host_shut", "incoming", "key", "message", "outgoing", "packets_from_guest", "packets_to_guest",
+        "peer_cid", "peer_port", "pending", "readable", "service", "stalled", "stalls", "state",
+        "survives_pause", "type", "unsent", "window",
     )  # fmt: skip
 
     def __init__(self, key: tuple[int, int, int], type_: int, state: State, buffer_bytes: int) -> None:
@@ -219,13 +219,11 @@ class Connection:
         self.guest_shut = 0
         self.host_shut = 0
         self.pending: deque[bytes] | None = None
-        self.pending_bytes = 0
         self.message: bytearray | None = None
         self.unsent: memoryview | None = None
         self.readable = False
-        self.queued = False
         self.stalled = False
-        self.told_due = False
+        self.due = 0
         self.asked = False
         self.window = FIRST_WINDOW_BYTES
         self.deadline = 0.0

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from .connection import BROKEN, Connection, Reason, State
-from .credit import WRAP
 from .packet import HEADER, HEADER_BYTES, SEQ_EOM, SEQPACKET, Header, Op, Shutdown
 from .to_guest import MAX_MESSAGE_BYTES, MAX_VIEWS, ToGuest, cut
 from .virtqueue import Virtqueue
@@ -176,7 +175,6 @@ class FromGuest:
                 return
             connection.pending = deque()
         kept = b"".join(views)[sent:]
-        connection.pending_bytes += len(kept)
         if connection.pending and len(connection.pending[-1]) < MERGED_BYTES:
             kept = connection.pending.pop() + kept
         connection.pending.append(kept)
@@ -193,6 +191,7 @@ class FromGuest:
                 connection.message = held = bytearray()
             for view in payload:
                 held += view
+            self._tell_sender_of_message(connection)
             return
         message = b"".join(payload if held is None else [held, *payload])
         connection.message = None
@@ -207,7 +206,6 @@ class FromGuest:
                 return
             connection.pending = deque()
         connection.pending.append(message)
-        connection.pending_bytes += len(message)
 
     def flush(self, connection: Connection) -> bool:
         """Pass on what was kept, now that the host's side has room; False when it is gone."""
@@ -220,7 +218,6 @@ class FromGuest:
                 return False
             if not sent:
                 return True
-            connection.pending_bytes -= sent
             self._forward(connection, sent)
             while sent:
                 piece = pending.popleft()
@@ -232,9 +229,15 @@ class FromGuest:
 
     def _forward(self, connection: Connection, count: int) -> None:
         """`count` bytes are passed on: the guest may send as many more, and is told when it has to know."""
-        incoming = connection.incoming
-        incoming.fwd_cnt = (incoming.fwd_cnt + count) & WRAP
-        if incoming.should_tell:
+        connection.incoming.forward(count)
+        if connection.incoming.should_tell:
+            self._to_guest.tell(connection)
+        elif connection.message is not None:
+            self._tell_sender_of_message(connection)
+
+    def _tell_sender_of_message(self, connection: Connection) -> None:
+        """Nothing of a message is passed on before its end, so its sender may need all the room that there is."""
+        if connection.incoming.fwd_cnt != connection.incoming.told_fwd_cnt:
             self._to_guest.tell(connection)
 
 
@@ -244,7 +247,7 @@ def _gather(segments: list[memoryview]) -> bytes:
 
 
 def _payload(segments: list[memoryview], length: int) -> list[memoryview]:
-    """The `length` bytes behind the header."""
+    """The `length` bytes behind the header, in at most :data:`MAX_VIEWS` pieces."""
     skip = HEADER_BYTES
     found = []
     for view in segments:
@@ -253,4 +256,5 @@ def _payload(segments: list[memoryview], length: int) -> list[memoryview]:
             skip = 0
         else:
             skip -= len(view)
-    return cut(found, length)
+    found = cut(found, length)
+    return found if len(found) <= MAX_VIEWS else [memoryview(b"".join(found))]

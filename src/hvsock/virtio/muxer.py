@@ -3,7 +3,7 @@
 It knows which packet belongs to which connection and does what the table of :mod:`.connection` says. What it asks
 of the host is a :class:`Host`, which begins connects, and one :class:`~.connection.End` for each connection. It
 never waits and has no clock: whoever drives it calls it when something is ready, and then :meth:`Muxer.tick` with
-the time, and again when :attr:`Muxer.next_deadline` is over. What is to be waited for counts from the tick after it.
+the time, and again when :attr:`Muxer.next_deadline` is over. A wait counts from the tick after it began.
 
 A reset is never answered by a reset. What belongs to no connection gets one, and a reset that still waits for
 the guest is forgotten when the guest begins a new connection between the same ports.
@@ -39,6 +39,11 @@ DEFAULT_CONNECTIONS: Final = 16_384
 """Most connections of one guest: more than 10,000, and half of the descriptors that a process gets by default."""
 DEFAULT_BUFFER_BYTES: Final = 256 << 10
 """Room for what one connection's guest sent and its host's side did not take yet: that of a Linux socket."""
+SETTLED_WAITS: Final = 1024
+"""Waits that nothing needs any more, before they are cleared away: fewer cost less than looking for them."""
+
+Wait = tuple[float, int, Connection]
+"""A deadline, a number that no other has, and what waits."""
 
 _OPS: Final = {int(op): op for op in Op}
 
@@ -82,7 +87,7 @@ class Muxer:
         self._buffer_bytes = buffer_bytes
         self._flushing: set[Connection] = set()
         self._begun: list[tuple[Connection, float]] = []
-        self._waits: list[tuple[float, int, Connection]] = []
+        self._waits: list[Wait] = []
         self._serial = 0
         self._host_port = FIRST_HOST_PORT
         self._refused: Totals = Totals()
@@ -137,16 +142,16 @@ class Muxer:
     # -- all connections at once
 
     def pause(self) -> None:
-        """The VM is paused: connections that did not ask to live on end as a reset."""
+        """The VM is paused: connections that did not ask to live on end as a reset, unless they are closing."""
         for connection in list(self.table.values()):
-            if not connection.survives_pause:
+            if not connection.survives_pause and connection.state is not State.CLOSING:
                 self.drop(connection, Reason.PAUSED, True)
 
     def reset(self, reason: Reason = Reason.DEVICE_RESET) -> None:
         """The guest knows no connection any more: all end as a reset, but those that it closed are flushed."""
         for connection in list(self.table.values()):
             self.drop(connection, reason, False)
-        self._to_guest.clear()
+        self._to_guest.forget_resets()
 
     def cancel(self, service: str | None = None) -> None:
         """The service is disabled, or with None the whole partition removed: its connections end as a reset."""
@@ -207,12 +212,13 @@ class Muxer:
         self._to_guest.post(connection, Op.REQUEST)
         return connection
 
-    # -- what the host's side tells
+    # -- what the host's side tells, in time or too late: a connection that is gone is left alone
 
     def readable(self, connection: Connection) -> None:
         """The connection's end may have something to read, or its end of stream."""
-        connection.readable = True
-        self._to_guest.ready(connection)
+        if connection.state is State.OPEN:
+            connection.readable = True
+            self._to_guest.ready(connection)
 
     def writable(self, connection: Connection) -> None:
         """The connection's end may have room again."""
@@ -225,7 +231,7 @@ class Muxer:
 
     def hung_up(self, connection: Connection) -> None:
         """The other end of the connection's end closed for good; what it sent is still to be read."""
-        if connection.state is State.OFFERED:
+        if connection.state in (State.OFFERED, State.FLUSHING):  # nobody is there to take what it is about
             self.drop(connection, Reason.HOST_RESET, True)
         elif connection.state is State.OPEN:
             if (connection.host_shut & Shutdown.SEND) or (connection.guest_shut & Shutdown.RECEIVE):
@@ -248,6 +254,9 @@ class Muxer:
             self._serial += 1
             heapq.heappush(self._waits, (connection.deadline, self._serial, connection))
         self._begun.clear()
+        if len(self._waits) > 2 * len(self.table) + SETTLED_WAITS:
+            self._waits = [wait for wait in self._waits if _is_on(wait)]
+            heapq.heapify(self._waits)
         self._forget_settled()
         while self._waits and self._waits[0][0] <= now:
             connection = self._waits[0][2]
@@ -291,6 +300,8 @@ class Muxer:
         elif act is Act.RESTART:
             self.drop(connection, Reason.REUSED, False)
             self._request(header, key)
+        elif act is Act.LATE:
+            self.drop(connection, Reason.HOST_RESET, True)
         elif act is Act.RESET or act is Act.DATA:  # payload comes here only when it is malformed
             self.drop(connection, Reason.PROTOCOL, True)
         elif self.told(connection, header.buf_alloc, header.fwd_cnt):
@@ -321,9 +332,7 @@ class Muxer:
         if state is State.FLUSHING:
             self._flushing.discard(connection)
         else:
-            del self.table[connection.key]
-            if tell_guest:
-                self._to_guest.reset(connection.key, connection.type)
+            self._forget(connection, tell_guest)
         end, connection.end = connection.end, None
         if end is not None:
             if state is State.OFFERED:
@@ -361,11 +370,8 @@ class Muxer:
         self._begun.append((connection, seconds))
 
     def _forget_settled(self) -> None:
-        waits = self._waits
-        while waits and (
-            waits[0][2].state not in (State.OFFERED, State.CLOSING) or waits[0][0] != waits[0][2].deadline
-        ):
-            heapq.heappop(waits)
+        while self._waits and not _is_on(self._waits[0]):
+            heapq.heappop(self._waits)
 
     def _request(self, header: Header, key: tuple[int, int, int]) -> None:
         """The guest begins a connection."""
@@ -401,6 +407,10 @@ class Muxer:
         """SHUTDOWN: what it says is never taken back."""
         before = connection.guest_shut
         connection.guest_shut |= flags & Shutdown.BOTH
+        if connection.state is State.CLOSING:  # the two sides closed at the same time
+            if connection.guest_is_done:
+                self.drop(connection, Reason.CLOSED, True)
+            return
         assert connection.end is not None, "an open connection has an end"
         if connection.guest_is_done:
             self._guest_closed(connection, answer=True)
@@ -421,11 +431,15 @@ class Muxer:
         if connection.host_shut & Shutdown.SEND:
             self._host_closed(connection)
 
+    def _forget(self, connection: Connection, tell_guest: bool) -> None:
+        """The connection is the guest's no more, and its pair of ports is free."""
+        del self.table[connection.key]
+        if self._to_guest.forget(connection) and tell_guest:
+            self._to_guest.reset(connection.key, connection.type)
+
     def _guest_closed(self, connection: Connection, *, answer: bool) -> None:
         """The guest neither sends nor receives: its side ends now, the other when it has all that was sent."""
-        del self.table[connection.key]
-        if answer:
-            self._to_guest.reset(connection.key, connection.type)
+        self._forget(connection, answer)
         connection.state = State.FLUSHING
         self._flushing.add(connection)
         connection.unsent = None
@@ -448,9 +462,15 @@ class Muxer:
             connection.state = State.CLOSING
             connection.end = None
             end.close()
-            self._to_guest.post(connection, Op.SHUTDOWN, Shutdown.BOTH)
             connection.host_shut = Shutdown.BOTH
+            self._to_guest.post(connection, Op.SHUTDOWN)
             self._wait(connection, CLOSE_SECONDS)
         elif not connection.host_shut & Shutdown.SEND:
             connection.host_shut |= Shutdown.SEND
-            self._to_guest.post(connection, Op.SHUTDOWN, Shutdown.SEND)
+            self._to_guest.post(connection, Op.SHUTDOWN)
+
+
+def _is_on(wait: Wait) -> bool:
+    """Whether somebody still waits."""
+    deadline, _, connection = wait
+    return connection.state in (State.OFFERED, State.CLOSING) and connection.deadline == deadline

@@ -1,19 +1,19 @@
 """What goes to the guest: packets into the buffers of its rx queue (pure).
 
-Two kinds wait for buffers. *Control* packets are few for each connection, and answers to packets that belong to
-none are bounded, so neither grows without limit. *Payload* is not kept here at all: the bytes go from the host's
-side straight into the guest's buffers, as many at once as the guest has credit and buffers for. Connections
-take turns, so one that is fast does not hold up another, and one whose guest does not read only itself.
+Two kinds wait for buffers. *Control* packets are at most one of each kind for each connection, and end with it;
+resets that belong to no connection hold up the tx queue when they are many. So neither grows without limit.
+*Payload* is not kept here at all: the bytes go from the host's side straight into the guest's buffers, as many at
+once as the guest has credit and buffers for. Connections take turns, so one that is fast does not hold up another,
+and one whose guest does not read only itself.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
 from .connection import BROKEN, END, FIRST_WINDOW_BYTES, Connection, Reason, State
-from .credit import WRAP
 from .memory import GuestError
 from .packet import (
     HEADER,
@@ -32,7 +32,7 @@ MAX_STRAYS: Final = 1024
 MAX_WINDOW_BYTES: Final = 256 << 10
 """Most bytes that one connection moves in its turn: the room of a Linux socket; others wait 0.1 ms for it."""
 MAX_VIEWS: Final = 512
-"""Most buffers filled at once; the kernel takes 1,024 (UIO_MAXIOV)."""
+"""Most buffers filled at once, and most pieces of one packet; the kernel takes 1,024 (UIO_MAXIOV) at once."""
 MAX_MESSAGE_BYTES: Final = 128 << 10
 """Longest SEQPACKET message, as everywhere in hvsock."""
 
@@ -113,9 +113,9 @@ class ToGuest:
         self._closed = closed
         self._queue: Virtqueue | None = None
         self._chains: deque[Chain] = deque()  # taken, and not filled yet
-        self._control: deque[tuple[Connection, Op, int]] = deque()
-        self._strays: dict[Stray, int] = {}
-        self._ready: deque[Connection] = deque()
+        self._control: OrderedDict[Connection, None] = OrderedDict()
+        self._strays: OrderedDict[Stray, int] = OrderedDict()
+        self._ready: OrderedDict[Connection, None] = OrderedDict()
         self._message = memoryview(bytearray(MAX_MESSAGE_BYTES))
 
     def attach(self, queue: Virtqueue) -> None:
@@ -131,11 +131,9 @@ class ToGuest:
         self._queue = None
         return index
 
-    def clear(self) -> None:
-        """Forget all that waits."""
-        self._control.clear()
+    def forget_resets(self) -> None:
+        """The guest knows nothing any more that a reset could end."""
         self._strays.clear()
-        self._ready.clear()
 
     # -- what waits
 
@@ -149,15 +147,22 @@ class ToGuest:
         """Whether one more packet may be answered by a reset."""
         return len(self._strays) < MAX_STRAYS
 
-    def post(self, connection: Connection, op: Op, flags: int = 0) -> None:
-        """Send a packet without payload, with the connection's counters as they are then."""
-        self._control.append((connection, op, flags))
+    def post(self, connection: Connection, op: Op) -> None:
+        """Send a packet without payload, once, with the connection's counters and host_shut as they are then."""
+        connection.due |= 1 << op
+        self._control[connection] = None
 
     def tell(self, connection: Connection) -> None:
         """Send a CREDIT_UPDATE, one for all that ask for it before it is sent."""
-        if not connection.told_due:
-            connection.told_due = True
-            self.post(connection, Op.CREDIT_UPDATE)
+        self.post(connection, Op.CREDIT_UPDATE)
+
+    def forget(self, connection: Connection) -> bool:
+        """The guest ended the connection, or it is gone; whether the guest has heard of it at all."""
+        has_heard = not connection.due & 1 << Op.REQUEST
+        connection.due = 0
+        self._control.pop(connection, None)
+        self._ready.pop(connection, None)
+        return has_heard
 
     def reset(self, stray: Stray, type_: int) -> None:
         """Send RST for something that is no connection, or no more."""
@@ -169,9 +174,8 @@ class ToGuest:
 
     def ready(self, connection: Connection) -> None:
         """Give the connection its turn, if it has something to read and is not waiting already."""
-        if not connection.queued and connection.readable and not connection.stalled:
-            connection.queued = True
-            self._ready.append(connection)
+        if connection.readable and not connection.stalled:
+            self._ready[connection] = None
 
     # -- filling
 
@@ -185,19 +189,18 @@ class ToGuest:
             return False
         ready = self._ready
         for _ in range(len(ready)):
-            connection = ready.popleft()
-            connection.queued = False
+            connection, _ = ready.popitem(last=False)
             if connection.state is not State.OPEN or connection.host_shut & Shutdown.SEND:
                 continue
             if connection.guest_shut & Shutdown.RECEIVE:
                 continue
             filled = self._fill_stream if connection.type == STREAM else self._fill_message
             if not filled(connection):
-                connection.queued = True
-                ready.appendleft(connection)
+                ready[connection] = None
+                ready.move_to_end(connection, last=False)
                 return False
             self.ready(connection)
-        return bool(ready) or bool(self._control)
+        return self.depth > 0
 
     def _chain(self) -> Chain | None:
         """One more chain of the queue, put behind the others that are taken."""
@@ -215,30 +218,28 @@ class ToGuest:
         while strays:
             if not self._chains and self._chain() is None:
                 return False
-            stray = next(iter(strays))
-            guest_port, cid, port = stray
-            self._put(cid, port, guest_port, strays.pop(stray), Op.RST, 0, 0, 0)
+            (guest_port, cid, port), type_ = strays.popitem(last=False)
+            self._put(cid, port, guest_port, type_, Op.RST, 0, 0, 0)
         while control:
-            connection, op, flags = control[0]
+            connection = next(iter(control))
+            bit = connection.due & -connection.due
+            op = Op(bit.bit_length() - 1)
             incoming = connection.incoming
-            if connection.state in (State.FLUSHING, State.GONE):
-                control.popleft()
-                continue
-            if op is Op.CREDIT_UPDATE and not connection.asked and incoming.told_fwd_cnt == incoming.fwd_cnt:
-                connection.told_due = False  # another packet told it meanwhile
-                control.popleft()
-                continue
-            if not self._chains and self._chain() is None:
-                return False
-            control.popleft()
+            # unless another packet told it meanwhile
+            if op is not Op.CREDIT_UPDATE or connection.asked or incoming.told_fwd_cnt != incoming.fwd_cnt:
+                if not self._chains and self._chain() is None:
+                    return False
+                incoming.told_fwd_cnt = incoming.fwd_cnt
+                connection.packets_to_guest += 1
+                self._put(
+                    connection.peer_cid, connection.peer_port, connection.guest_port, connection.type, op,
+                    connection.host_shut if op is Op.SHUTDOWN else 0, incoming.buf_alloc, incoming.fwd_cnt,
+                )  # fmt: skip
             if op is Op.CREDIT_UPDATE:
-                connection.told_due = connection.asked = False
-            incoming.told_fwd_cnt = incoming.fwd_cnt
-            connection.packets_to_guest += 1
-            self._put(
-                connection.peer_cid, connection.peer_port, connection.guest_port,
-                connection.type, op, flags, incoming.buf_alloc, incoming.fwd_cnt,
-            )  # fmt: skip
+                connection.asked = False
+            connection.due ^= bit
+            if not connection.due:
+                del control[connection]
         return True
 
     def _put(
@@ -287,8 +288,8 @@ class ToGuest:
             if count < room:
                 connection.readable = False
                 connection.window = max(FIRST_WINDOW_BYTES, count)
-            elif connection.window < MAX_WINDOW_BYTES:
-                connection.window *= 2
+            else:
+                connection.window = min(2 * connection.window, MAX_WINDOW_BYTES)
             return True
         connection.readable = False
         if count == END:
@@ -319,7 +320,7 @@ class ToGuest:
             packets += 1
         connection.packets_to_guest += packets
         connection.bytes_to_guest += count
-        connection.outgoing.sent = (connection.outgoing.sent + count) & WRAP
+        connection.outgoing.take(count)
 
     def _fill_message(self, connection: Connection) -> bool:
         """The same for a SEQPACKET connection: a message at a time, in as many pieces as it takes."""
@@ -333,6 +334,9 @@ class ToGuest:
                     self._closed(connection)
                 elif count == BROKEN:
                     self._drop(connection, Reason.HOST_RESET, True)
+                return True
+            if count > connection.outgoing.buf_alloc:  # the guest would wait for its end for ever
+                self._drop(connection, Reason.MESSAGE, True)
                 return True
             connection.unsent = memoryview(bytes(self._message[:count]))
         rest = connection.unsent

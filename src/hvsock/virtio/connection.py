@@ -192,6 +192,7 @@ class Connection:
         message: SEQPACKET: what came of a message whose end is still to come.
         unsent: SEQPACKET: what is left of a message on its way to the guest.
         readable: whether the host's side may have something to read.
+        ending: whether it said that it sends no more, so that it is to be read up to its end of stream.
         stalled: whether it has something for the guest, and the guest no room.
         due: packets without payload that wait for the rx queue, a bit each: ``1 << op``.
         asked: whether the guest asked for a CREDIT_UPDATE.
@@ -200,7 +201,7 @@ class Connection:
     """
 
     __slots__ = (
-        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "due", "end", "guest_port", "guest_shut",
+        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "due", "end", "ending", "guest_port", "guest_shut",
         "host_shut", "incoming", "key", "message", "outgoing", "packets_from_guest", "packets_to_guest",
         "peer_cid", "peer_port", "pending", "readable", "service", "stalled", "stalls", "state",
         "survives_pause", "type", "unsent", "window",
@@ -222,6 +223,7 @@ class Connection:
         self.message: bytearray | None = None
         self.unsent: memoryview | None = None
         self.readable = False
+        self.ending = False
         self.stalled = False
         self.due = 0
         self.asked = False

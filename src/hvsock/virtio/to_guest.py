@@ -286,7 +286,8 @@ class ToGuest:
         if count > 0:
             self._put_payload(connection, count)
             if count < room:
-                connection.readable = False
+                # nobody tells of an end of stream that was there already
+                connection.readable = connection.ending
                 connection.window = max(FIRST_WINDOW_BYTES, count)
             else:
                 connection.window = min(2 * connection.window, MAX_WINDOW_BYTES)

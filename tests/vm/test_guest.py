@@ -81,8 +81,9 @@ def test_the_echo_keeps_the_other_direction_open() -> None:
     assert not failures
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def made() -> Iterator[EmbeddedFabric]:
+    """A fabric with a service."""
     with fabric() as one:
         one.register("Echo")
         yield one

@@ -173,7 +173,7 @@ class HostEnd:
             if connection.pending is None and self.connection is not None:
                 self._arm(False)
         if events & _READABLE:
-            muxer.readable(connection)
+            muxer.readable(connection, ending=bool(events & select.EPOLLRDHUP))
         if events & _GONE:
             muxer.hung_up(connection)
         self._changed()

@@ -214,10 +214,11 @@ class Muxer:
 
     # -- what the host's side tells, in time or too late: a connection that is gone is left alone
 
-    def readable(self, connection: Connection) -> None:
-        """The connection's end may have something to read, or its end of stream."""
+    def readable(self, connection: Connection, *, ending: bool = False) -> None:
+        """The connection's end may have something to read; `ending`: and then its end of stream."""
         if connection.state is State.OPEN:
             connection.readable = True
+            connection.ending |= ending
             self._to_guest.ready(connection)
 
     def writable(self, connection: Connection) -> None:
@@ -237,7 +238,7 @@ class Muxer:
             if (connection.host_shut & Shutdown.SEND) or (connection.guest_shut & Shutdown.RECEIVE):
                 self._host_closed(connection)
             else:
-                self.readable(connection)
+                self.readable(connection, ending=True)
 
     # -- time
 

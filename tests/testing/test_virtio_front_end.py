@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-assert sys.platform == "linux"
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("vhost-user takes Linux", allow_module_level=True)
 
 import contextlib
 import mmap
@@ -13,8 +16,6 @@ import select
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-
-import pytest
 
 from hvsock.errors import ProtocolError
 from hvsock.testing.virtio_driver import MANY, ONE, TWO, Driver, Layout

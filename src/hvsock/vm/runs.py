@@ -180,7 +180,7 @@ class Run:
             StateError: it runs.
         """
         try:
-            lock = self._lock()
+            lock = self._lock("runs; stop it first")
         except FileNotFoundError:
             raise NotFoundError(f"there is no VM {self.name!r}; see: hvsock vm list") from None
         try:
@@ -214,13 +214,13 @@ class Run:
                 raise StateError(f"the supervisor of {self.name!r} did not end in {END_SECONDS:g} s")
             time.sleep(LOOK_SECONDS)
 
-    def _lock(self) -> int:
+    def _lock(self, otherwise: str = "runs already") -> int:
         descriptor = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise StateError(f"the VM {self.name!r} runs already; see: hvsock vm list") from None
+            raise StateError(f"the VM {self.name!r} {otherwise}; see: hvsock vm list") from None
         return descriptor
 
     def record(self) -> Record:

@@ -153,8 +153,8 @@ def module_entries(root: str) -> Iterator[Entry]:
         for name in files:
             if known := modules.name_of(name):
                 paths[known] = os.path.join(folder, name)
-    with open(os.path.join(source, "modules.builtin"), encoding="ascii") as file:
-        built_in = {one for line in file if (one := modules.name_of(line.strip()))}
+    listed = _contents(os.path.join(source, "modules.builtin"))
+    built_in = {one for line in listed.decode().splitlines() if (one := modules.name_of(line))}
     found = list(modules.in_order((*LOADED_MODULES, *OTHER_MODULES), paths, built_in, _contents))
     target = f"lib/modules/{release}"
     needs = _closures(found)
@@ -162,6 +162,7 @@ def module_entries(root: str) -> Iterator[Entry]:
         yield cpio.file(f"{target}/{module.name}.ko", module.data)
     lines = (f"{name}.ko:{''.join(f' {one}.ko' for one in needs[name])}\n" for name in needs)
     yield cpio.file(f"{target}/modules.dep", "".join(lines).encode())
+    yield cpio.file(f"{target}/modules.builtin", listed)
     loaded = (name for name in LOADED_MODULES if name not in built_in)
     yield cpio.file("etc/hvsock/modules", f"{' '.join(loaded)}\n".encode())
 

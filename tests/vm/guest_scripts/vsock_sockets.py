@@ -400,17 +400,19 @@ def check_helpers() -> None:
     raised(hvsock.UsageError, hvsock.wait_for_service, ("loopback", "60004"), WAIT_SECONDS)
 
 
+CHECKS = {name: value for name, value in globals().items() if name.startswith("check_")}
+
+
 def main() -> None:
     """Run all checks, every one whatever became of the others."""
     results = {}
-    for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            try:
-                check()
-                results[name] = "passed"
-            except Exception as error:
-                traceback.print_exc()
-                results[name] = f"{type(error).__name__}: {error}"
+    for name, check in CHECKS.items():
+        try:
+            check()
+            results[name] = "passed"
+        except Exception as error:
+            traceback.print_exc()
+            results[name] = f"{type(error).__name__}: {error}"
     print(json.dumps({"checks": results}), flush=True)
 
 

@@ -95,7 +95,7 @@ class TestBlocking:
         with fake.connector(type=type_, blocking=True) as sock:
             job = Job(lambda: sock.connect(NOWHERE))
             fake.take(type_)[0].close()
-            with pytest.raises(ConnectionRefusedError, match="the broker ended"):
+            with pytest.raises(ConnectionRefusedError, match="the broker or the VM's device ended"):
                 job.result()
 
     def test_a_broker_that_answers_rubbish_is_a_refusal(self, fake: FakeBroker) -> None:

@@ -18,19 +18,12 @@ _LINK = "anon_inode:[eventfd]"
 
 
 class EndMark:
-    """One end mark; it closes `descriptor`, at the latest when it is dropped.
-
-    Raises:
-        ValueError: the descriptor is no eventfd, and was closed; the sender's doing.
-    """
+    """One end mark; it closes `descriptor`, an eventfd, at the latest when it is dropped."""
 
     __slots__ = ("_descriptor",)
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        if os.readlink(f"/proc/self/fd/{descriptor}") != _LINK:
-            self.close()
-            raise ValueError("an end mark is an eventfd")
 
     @classmethod
     def new(cls) -> EndMark:
@@ -41,6 +34,14 @@ class EndMark:
         """
         return cls(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
+    @classmethod
+    def received(cls, descriptor: int) -> EndMark | None:
+        """The end mark that somebody sent; None, and the descriptor closed, if it is something else."""
+        if os.readlink(f"/proc/self/fd/{descriptor}") == _LINK:
+            return cls(descriptor)
+        os.close(descriptor)
+        return None
+
     def fileno(self) -> int:
         """The descriptor; -1 once closed."""
         return self._descriptor
@@ -50,7 +51,9 @@ class EndMark:
         os.eventfd_write(self._descriptor, 1)
 
     def is_set(self) -> bool:
-        """Whether the stream ended gracefully, if it ended."""
+        """Whether the stream ended gracefully, if it ended; no once this is closed."""
+        if self._descriptor < 0:
+            return False
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         return bool(poll.poll(0))

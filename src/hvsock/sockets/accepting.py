@@ -7,16 +7,17 @@ import os
 import re
 import select
 import socket
-import struct
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from hvsock.errors import ProtocolError
-from hvsock.fabric import messages
-from hvsock.fabric.messages import Courier
+from hvsock.fabric import messages, passing
+from hvsock.fabric.marks import EndMark
+from hvsock.fabric.messages import Courier, Flag
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
@@ -28,18 +29,24 @@ EXHAUSTED_SECONDS: Final = 0.005
 YIELDS: Final = 50
 """How often accept yields the processor for a courier's bytes before it sleeps: some 50 µs in all."""
 
-_DESCRIPTOR = struct.Struct("i")
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _LISTENER_NAME = re.compile(r"/([0-9a-f]{32})\Z")
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_MOST_DESCRIPTORS = 2  # the connection and its end mark
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A connection and what came with it; the caller owns the descriptor."""
+    """A connection and what came with it, an end mark where a VM's device connected; the caller owns both."""
 
     descriptor: int
     courier: Courier
+    mark: EndMark | None = None
+
+    def close(self) -> None:
+        """Give the connection up."""
+        os.close(self.descriptor)
+        if self.mark is not None:
+            self.mark.close()
 
 
 def listener_id(name: object) -> bytes | None:
@@ -76,43 +83,50 @@ def take(link: socket.socket) -> Delivered | None:
         ours = _is_ours(link, found, deadline)
     finally:
         if not ours:
-            os.close(found.descriptor)
+            found.close()
     return found if ours else None
 
 
 def _receive(link: socket.socket, deadline: float) -> Delivered | None:
-    """The descriptor and the addresses.
+    """The descriptors and the addresses.
 
     They are looked at first and removed after, so that a connection is not lost when this process has
     no descriptor left: then the spare one makes room.
+
+    Raises:
+        OSError: EMFILE: there is no room for an end mark, which needs a second one; the connection is lost.
     """
     while True:
         try:
-            data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
-            if flags & socket.MSG_CTRUNC and not ancillary:
-                data, ancillary = spare.instead(link, deadline)
+            data, descriptors, cut = passing.receive(link, messages.COURIER_BYTES, _MOST_DESCRIPTORS, _PEEK)
+            if cut:
+                _close_all(descriptors)
+                data, descriptors = spare.instead(link, deadline)
             break
         except BlockingIOError:
             if not _wait(link, deadline):
                 return None
         except ConnectionResetError:
             return None
-    descriptors = [
-        value
-        for level, kind, raw in ancillary
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-        for (value,) in _DESCRIPTOR.iter_unpack(raw[: len(raw) // _DESCRIPTOR.size * _DESCRIPTOR.size])
-    ]
     try:
         courier = Courier.unpack(data)
     except ProtocolError:
-        for extra in descriptors:
-            os.close(extra)
+        _close_all(descriptors)
         return None
-    for extra in descriptors[1:]:
-        os.close(extra)
     link.recv(messages.COURIER_BYTES, socket.MSG_DONTWAIT)
-    return Delivered(descriptors[0], courier) if descriptors else None
+    if not courier.flags & Flag.END_MARK:
+        _close_all(descriptors[1:])
+        return Delivered(descriptors[0], courier) if descriptors else None
+    mark = EndMark.received(descriptors.pop()) if len(descriptors) == _MOST_DESCRIPTORS else None
+    if mark is None:
+        _close_all(descriptors)
+        return None
+    return Delivered(descriptors[0], courier, mark)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _is_ours(link: socket.socket, found: Delivered, deadline: float) -> bool:
@@ -184,19 +198,20 @@ class _Spare:
                     found = os.fstat(self._descriptor)
                     self._identity = (found.st_dev, found.st_ino)
 
-    def instead(self, link: socket.socket, deadline: float) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+    def instead(self, link: socket.socket, deadline: float) -> tuple[bytes, list[int]]:
         """Look at the courier's message again, with the spare descriptor's place free.
 
         Raises:
-            OSError: EMFILE: other threads took that place, and every other until `deadline`; the courier
-                is lost.
+            OSError: EMFILE: other threads took that place, or there is need for two, and there was no other
+                until `deadline`; the courier is lost.
         """
         with self._lock:
             self._give_up()
             while True:
-                data, ancillary, flags, _ = link.recvmsg(messages.COURIER_BYTES, _ANCILLARY_BYTES, _PEEK)
-                if not flags & socket.MSG_CTRUNC:
-                    return data, ancillary
+                data, descriptors, cut = passing.receive(link, messages.COURIER_BYTES, _MOST_DESCRIPTORS, _PEEK)
+                if not cut:
+                    return data, descriptors
+                _close_all(descriptors)
                 if time.monotonic() >= deadline:
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 time.sleep(EXHAUSTED_SECONDS)

@@ -3,7 +3,8 @@
 recv and send of an established connection are the standard ones, with no Python between. While a connect
 is pending they would carry the request's place in the buffer along, or take the broker's refusal for
 data, so until it is settled each has a guard. Messages have sizes that the kernel does not check, so
-SOCK_SEQPACKET sockets keep a guard before sending.
+SOCK_SEQPACKET sockets keep a guard before sending. And connections of a VM keep one behind receiving, since an
+end of stream that their device did not mark as graceful is a reset (:mod:`hvsock.fabric.marks`).
 
 A guard refers to its socket weakly: a socket that is dropped is closed at once, as any other.
 """
@@ -29,6 +30,7 @@ MAX_SEQPACKET_BYTES: Final = 128 * 1024
 _NEED_CONNECTION = (
     "recv", "recv_into", "recvmsg", "recvmsg_into", "send", "sendall", "sendmsg", "sendfile",
 )  # fmt: skip
+_RECEIVE = ("recv", "recv_into", "recvmsg", "recvmsg_into")
 _SEND_MESSAGES = ("send", "sendall", "sendmsg", "sendfile")
 
 
@@ -44,6 +46,19 @@ def guard_messages(sock: socket) -> None:
     me = weakref.ref(sock)
     for name in _SEND_MESSAGES:
         sock.__dict__[name] = partial(_send_message, me, name)
+
+
+def guard_end(sock: socket) -> None:
+    """From now on an end of stream that `sock` reads is ECONNRESET where its end mark is not set."""
+    me = weakref.ref(sock)
+    for name in _RECEIVE:
+        sock.__dict__[name] = partial(_receive, me, name)
+
+
+def lift_end(sock: socket) -> None:
+    """From now on an end of stream is one, in whatever way the connection ended."""
+    for name in _RECEIVE:
+        sock.__dict__.pop(name, None)
 
 
 def lift(sock: socket) -> None:
@@ -63,6 +78,14 @@ def _when_connected(me: weakref.ref[socket], name: str, /, *args: Any, **keyword
     sock = _alive(me)
     sock._require_connection()
     return getattr(sock, name)(*args, **keywords)
+
+
+def _receive(me: weakref.ref[socket], name: str, /, *args: Any, **keywords: Any) -> Any:
+    sock = _alive(me)
+    found = getattr(type(sock), name)(sock, *args, **keywords)
+    if not (found[0] if name in ("recvmsg", "recvmsg_into") else found) and sock._ended_ungracefully():
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    return found
 
 
 def _send_message(me: weakref.ref[socket], name: str, data: Any, /, *args: Any, **keywords: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hvsock.fabric.marks import EndMark
+
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
@@ -28,13 +30,17 @@ def reduce(sock: socket) -> tuple[Any, ...]:
     from multiprocessing import reduction
 
     sock._require_settled()
-    return _rebuild, (reduction.DupFd(sock.fileno()), sock._shared(), sock.gettimeout())
+    mark = vars(sock).get("_mark")  # the sockets of the vsock transport have none
+    duplicate = None if mark is None else reduction.DupFd(mark.fileno())
+    return _rebuild, (reduction.DupFd(sock.fileno()), duplicate, sock._shared(), sock.gettimeout())
 
 
-def _rebuild(duplicate: Any, shared: dict[str, Any], timeout: float | None) -> socket:
+def _rebuild(duplicate: Any, mark: Any, shared: dict[str, Any], timeout: float | None) -> socket:
     from .chosen import socket
 
     sock = socket(fileno=duplicate.detach())
     sock.settimeout(timeout)
     sock._share(shared)
+    if mark is not None:
+        sock._keep_mark(EndMark(mark.detach()))
     return sock

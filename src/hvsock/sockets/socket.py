@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any, Final, Self
 
-from hvsock.addresses import Address, ServiceId
+from hvsock.addresses import HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
@@ -28,6 +28,7 @@ from hvsock.constants import (
     HvsocketOption,
 )
 from hvsock.fabric import client, paths
+from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import Op, Request
 from hvsock.topology.reachability import own_view
 
@@ -90,6 +91,8 @@ class socket(_stdlib.socket):
     _options: dict[HvsocketOption, int]
     _buffers: dict[int, Any]
     """Buffer sizes that the program set."""
+    _mark: EndMark | None
+    """Of a connection of a VM: what its device sets before it ends the stream gracefully."""
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class socket(_stdlib.socket):
         self._own = self._peer = self._bound_as = None
         self._listener_id = None
         self._connected = self._used_up = False
-        self._pending = self._failure = None
+        self._pending = self._failure = self._mark = None
         self._options = {}
         self._buffers = {}
         if kind == _stdlib.SOCK_SEQPACKET:
@@ -129,14 +132,22 @@ class socket(_stdlib.socket):
 
     @classmethod
     def _established(
-        cls, descriptor: int, kind: int, own: Address, peer: Address, partition: str | None = None
+        cls,
+        descriptor: int,
+        kind: int,
+        own: Address,
+        peer: Address,
+        partition: str | None = None,
+        mark: EndMark | None = None,
     ) -> Self:
-        """A connection over `descriptor`, which it owns; blocking, or with the default time-out."""
+        """A connection over `descriptor`, which it owns, as `mark`; blocking, or with the default time-out."""
         made = cls.__new__(cls)
         _stdlib.socket.__init__(made, _stdlib.AF_UNIX, kind, 0, descriptor)
         made.settimeout(_stdlib.getdefaulttimeout())  # the descriptor may come from a non-blocking socket
         made._prepare(kind, partition)
         made._own, made._peer, made._connected = own, peer, True
+        if mark is not None:
+            made._keep_mark(mark)
         return made
 
     # -- addresses
@@ -209,7 +220,8 @@ class socket(_stdlib.socket):
 
         A connection whose broker died on the way is finished here or skipped. Without a free descriptor
         none is lost: EMFILE comes before the connection is taken. As everywhere on Linux, closing the
-        listener in another thread does not end an accept that waits; shutdown does.
+        listener in another thread does not end an accept that waits; shutdown does. Where one descriptor is
+        left and no more, a connection of a VM is reset, as it needs another for its end mark.
 
         Raises:
             OSError: as the standard accept: BlockingIOError, TimeoutError, EINVAL, EMFILE.
@@ -223,9 +235,9 @@ class socket(_stdlib.socket):
                 break
         own, peer, flags = found.courier.own, found.courier.peer, found.courier.flags
         try:
-            accepted = socket._established(found.descriptor, self._kind, own, peer, self._partition)
+            accepted = socket._established(found.descriptor, self._kind, own, peer, self._partition, found.mark)
         except BaseException:
-            os.close(found.descriptor)
+            found.close()
             raise
         if flags:
             accepted._options = {option: 1 for option, flag in options.FLAGS.items() if flags & flag}
@@ -367,7 +379,7 @@ class socket(_stdlib.socket):
             return
         if timeout is not None and timeout < patience:
             raise TimeoutError("timed out")
-        self._finish(select.POLLERR, OSError(errno.ETIMEDOUT, "the broker did not answer"))
+        self._finish(select.POLLERR, OSError(errno.ETIMEDOUT, "the broker or the VM's device did not answer"))
         super().shutdown(_stdlib.SHUT_RDWR)  # should it go on, nobody gets half a connection
 
     def _finish(self, events: int, failure: OSError | None = None) -> None:
@@ -379,14 +391,25 @@ class socket(_stdlib.socket):
             if self._pending is None:  # another thread was faster
                 return
             options.set_buffer(self, _stdlib.SO_SNDBUF, pending.send_buffer)
+            mark = None
             if events & select.POLLERR:  # closed with the request unread
+                failure = failure or connecting.refusal(self)
+            elif pending.peer.vm_id != HV_GUID_LOOPBACK:  # behind everything else there may be a VM
+                try:
+                    mark = connecting.end_mark(self)
+                except OSError as error:
+                    failure = error
+                    super().shutdown(_stdlib.SHUT_RDWR)
+            if failure is not None:
                 self._used_up = True
-                self._failure = failure or connecting.refusal(self)
+                self._failure = failure
             else:
                 self._own, self._peer, self._connected = pending.own, pending.peer, True
                 guards.lift(self)
                 if self._kind == _stdlib.SOCK_SEQPACKET:
                     guards.guard_messages(self)
+                if mark is not None:
+                    self._keep_mark(mark)
             self._pending = None
 
     def _raise_failure(self) -> None:
@@ -422,6 +445,19 @@ class socket(_stdlib.socket):
         if not self._connected and not super().getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_ACCEPTCONN):
             raise _not_connected()
         super().shutdown(how)
+        if how != _stdlib.SHUT_WR:
+            guards.lift_end(self)  # the end of what comes in is this one's own doing now
+
+    def _keep_mark(self, mark: EndMark) -> None:
+        self._mark = mark
+        guards.guard_end(self)
+
+    def _ended_ungracefully(self) -> bool:
+        """Whether nothing more comes in, and the device did not mark that; to be asked after an empty recv."""
+        descriptor = self.fileno()
+        if self._mark is None or self._mark.is_set() or descriptor < 0 or not connecting.readable(descriptor):
+            return False
+        return not super().recv(1, _stdlib.MSG_PEEK | _stdlib.MSG_DONTWAIT)  # it may have asked for no bytes
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
         """As recv, with the peer's address."""
@@ -485,15 +521,26 @@ class socket(_stdlib.socket):
 
     # -- descriptors
 
+    def close(self) -> None:
+        """Close the socket, or leave that to the last of its files (:meth:`makefile`). Calling this twice is fine."""
+        super().close()
+        if self._mark is not None and self.fileno() < 0:
+            self._mark.close()
+
     def detach(self) -> int:
         """Give the descriptor away; the caller owns it.
+
+        Of a connection of a VM, a bare descriptor does not tell a reset from an end of stream.
 
         Raises:
             OSError: EINPROGRESS: a connect is pending, and only this object can tell how it ends.
         """
         if self.fileno() >= 0:
             self._require_settled()
-        return super().detach()
+        descriptor = super().detach()
+        if self._mark is not None:
+            self._mark.close()
+        return descriptor
 
     def dup(self) -> Self:
         """A second socket object and descriptor of the same socket, with the same addresses.
@@ -506,6 +553,12 @@ class socket(_stdlib.socket):
         twin = self.__class__(AF_HYPERV, self._kind, HV_PROTOCOL_RAW, fileno=descriptor)
         twin.settimeout(self.gettimeout())
         twin._share(self._shared())
+        if self._mark is not None:
+            try:
+                twin._keep_mark(self._mark.dup())
+            except BaseException:
+                twin.close()
+                raise
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -30,9 +30,10 @@ if sys.platform != "linux":
     raise ImportError("the broker needs Linux: it is built on epoll and AF_UNIX")
 
 if TYPE_CHECKING:
+    from hvsock.fabric.reactor import Timer
+
     from .broker import Broker
     from .gates import Gate
-    from .reactor import Timer
 
 log = logging.getLogger(__name__)
 
@@ -183,11 +184,8 @@ class Client:
         _, descriptors, cut = passing.receive(self.sock, 1, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         if cut and not descriptors:
             return Refusal(errno.ENOBUFS, Reason.LIMIT, "the broker is short of descriptors")
-        try:
-            (descriptor,) = descriptors
-            return EndMark(descriptor)
-        except ValueError:
-            return Refusal(errno.EINVAL, Reason.BAD_REQUEST, "an end mark is one eventfd")
+        mark = EndMark.received(descriptors[0]) if descriptors else None
+        return mark or Refusal(errno.EINVAL, Reason.BAD_REQUEST, "an end mark is an eventfd")
 
     def _send(self) -> None:
         try:

@@ -1,0 +1,90 @@
+"""ServiceIds as ports: the template, aliases that the host says once, and services without either."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import pytest
+
+from hvsock.addresses import SERVICE_WILDCARD, ServiceId
+from hvsock.errors import NoFabricError
+
+assert sys.platform == "linux"
+from hvsock.sockets.vsock import ports
+
+DEMO = ServiceId("765037a7-09e9-45b3-ba8c-3c3b3b987da0")
+OTHER = ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1")
+
+
+class Host:
+    """The broker's method `services`."""
+
+    def __init__(self) -> None:
+        self.services: list[dict[str, Any]] = [
+            {"id": str(DEMO), "name": "HV Socket Demo", "port_alias": 5000},
+            {"id": str(OTHER), "name": "no alias", "port_alias": None},
+        ]
+        self.calls = 0
+        self.gone = False
+
+    def call(self, folder: str, method: str) -> list[dict[str, Any]]:
+        assert method == "services"
+        self.calls += 1
+        if self.gone:
+            raise NoFabricError("the host is away")
+        return self.services
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host that answers calls, to a process that knows no alias yet."""
+    made = Host()
+    monkeypatch.setattr(ports.client, "call", made.call)
+    monkeypatch.setattr(ports, "_aliases", {})
+    return made
+
+
+@pytest.mark.parametrize("port", [0, 80, 2761, 0xFFFFFFFE])
+def test_the_template_needs_no_host(port: int, host: Host) -> None:
+    assert ports.of(ServiceId.from_port(port)) == ports.to_bind(ServiceId.from_port(port)) == port
+    assert host.calls == 0
+
+
+def test_a_fresh_port_is_the_kernels_choice(host: Host) -> None:
+    assert ports.to_bind(SERVICE_WILDCARD) == 0xFFFFFFFF
+    assert host.calls == 0
+
+
+def test_an_alias_is_looked_up_once(host: Host) -> None:
+    assert [ports.of(DEMO), ports.to_bind(DEMO), ports.of(DEMO)] == [5000] * 3
+    assert host.calls == 1
+    host.gone = True
+    assert ports.of(DEMO) == 5000
+
+
+def test_a_service_without_a_port_is_told_what_to_do(host: Host) -> None:
+    for _ in range(2):
+        with pytest.raises(OSError, match="no AF_VSOCK port.*hvsock service register.*--port-alias") as caught:
+            ports.of(OTHER)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert host.calls == 2
+    host.services[1]["port_alias"] = 6000
+    assert ports.of(OTHER) == 6000
+
+
+def test_a_host_that_does_not_answer(host: Host) -> None:
+    host.gone = True
+    with pytest.raises(OSError, match="the host is away") as caught:
+        ports.of(DEMO)
+    assert caught.value.errno == errno.ENETUNREACH
+    host.gone = False
+    assert ports.of(DEMO) == 5000
+
+
+@pytest.mark.parametrize("function", [ports.of, ports.to_bind])
+def test_the_port_that_means_any_is_no_service(function: Any, host: Host) -> None:
+    with pytest.raises(OSError, match="stands for any port") as caught:
+        function(ServiceId.from_port(0xFFFFFFFF))
+    assert caught.value.errno == errno.EADDRNOTAVAIL

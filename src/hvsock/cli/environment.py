@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from hvsock import transport
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
+from hvsock.transport import Transport
 
 MIN_DESCRIPTORS: Final = 1024
 """Fewest descriptors that a process should be allowed: one for each of its connections."""
@@ -49,6 +51,8 @@ def examine() -> list[Check]:
         _partition,
         _registry,
     ]
+    if transport.chosen() is Transport.VSOCK:
+        checks = [_system, _vsock, _descriptor_limit, _queue_limit, _host]
     found = []
     for check in checks:
         try:
@@ -65,6 +69,22 @@ def _system() -> Check:
     if sys.platform == "linux":
         return Check(question, f"yes: {found}")
     return Check(question, f"no: {found}", ok=False, cure="run the broker on Linux; the registry works here too")
+
+
+def _vsock() -> Check:
+    """Does the kernel speak AF_VSOCK?"""
+    from hvsock.sockets.chosen import socket
+
+    socket().close()
+    return Check("Does the kernel speak AF_VSOCK?", f"yes, and {transport.TRANSPORT_VARIABLE} chooses it")
+
+
+def _host() -> Check:
+    """Does the host's broker answer?"""
+    from hvsock.fabric import client
+
+    client.call(paths.partition_folder(), "ping")
+    return Check("Does the host's broker answer?", "yes")
 
 
 def _descriptor_passing() -> Check:
@@ -200,5 +220,7 @@ def _registry() -> Check:
 
 _CURES: Final = {
     "_broker": "start one with: hvsock up",
+    "_host": "on the host, give this guest a device of hvsock's: hvsock vm start, or hvsock device",
+    "_vsock": "load the module vsock and the one of this guest's device",
     "_registry": "start the fabric with: hvsock up; or register a first service",
 }

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.shell_completion import CompletionItem
 
+from hvsock import transport
 from hvsock.addresses import WELL_KNOWN_VMIDS, VmId, parse_vm_id
-from hvsock.errors import HvsockError, NoFabricError, NotFoundError
+from hvsock.errors import HvsockError, NoFabricError, NotFoundError, RefusedError
 from hvsock.fabric import paths
+from hvsock.transport import Transport
 
 if TYPE_CHECKING:
     from hvsock.registry.store import Registry
@@ -34,11 +36,13 @@ def open_registry(*, make: bool = False) -> Registry:
 
     Raises:
         NoFabricError: there is none.
-        RefusedError: the caller may not read it.
+        RefusedError: the caller may not read it, or is in a guest.
         StateError: it cannot be used.
     """
     from hvsock.registry.store import Registry
 
+    if transport.chosen() is Transport.VSOCK:
+        raise RefusedError("this is a guest, and the registry is its host's; see here: hvsock service list")
     folder = paths.fabric_folder()
     where = os.path.join(folder, "registry")
     foreign = None

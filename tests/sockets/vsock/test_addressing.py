@@ -57,7 +57,7 @@ def test_destinations(vm_id: VmId) -> None:
     if isinstance(wanted, int):
         assert addressing.destination(vm_id) == wanted
         return
-    with pytest.raises(OSError, match="connect to parent, loopback|a guest calls others") as caught:
+    with pytest.raises(OSError, match=r"connect to parent, loopback|a guest calls others") as caught:
         addressing.destination(vm_id)
     assert caught.value.errno == getattr(errno, wanted)
 
@@ -68,9 +68,7 @@ def test_bindings(vm_id: VmId) -> None:
     if wanted is not None:
         assert addressing.binding(vm_id) == wanted
         return
-    with pytest.raises(
-        OSError, match="is no address for a listener in a guest, since .*; bind to parent"
-    ) as caught:
+    with pytest.raises(OSError, match=r"is no address for a listener in a guest, since .*; bind") as caught:
         addressing.binding(vm_id)
     assert caught.value.errno == errno.EADDRNOTAVAIL
 

@@ -12,6 +12,7 @@ from hvsock.addresses import SERVICE_WILDCARD, ServiceId
 from hvsock.errors import NoFabricError
 
 assert sys.platform == "linux"
+from hvsock.fabric import client
 from hvsock.sockets.vsock import ports
 
 DEMO = ServiceId("765037a7-09e9-45b3-ba8c-3c3b3b987da0")
@@ -41,7 +42,7 @@ class Host:
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host that answers calls, to a process that knows no alias yet."""
     made = Host()
-    monkeypatch.setattr(ports.client, "call", made.call)
+    monkeypatch.setattr(client, "call", made.call)
     monkeypatch.setattr(ports, "_aliases", {})
     return made
 
@@ -66,7 +67,7 @@ def test_an_alias_is_looked_up_once(host: Host) -> None:
 
 def test_a_service_without_a_port_is_told_what_to_do(host: Host) -> None:
     for _ in range(2):
-        with pytest.raises(OSError, match="no AF_VSOCK port.*hvsock service register.*--port-alias") as caught:
+        with pytest.raises(OSError, match=r"no AF_VSOCK port.*hvsock service register.*--port-alias") as caught:
             ports.of(OTHER)
         assert caught.value.errno == errno.EADDRNOTAVAIL
     assert host.calls == 2

@@ -66,11 +66,13 @@ def _explain(source: str, target: str, service: str, as_json: bool) -> int:
     if as_json:
         print_json({**value, "notes": [NOTE]})
         return ExitCode.OK if ok else ExitCode.FAILED
-    click.echo(f"{value['source']} connects to {value['vm']}, service {value['service_id']}:")
+    click.echo(f"{value['source'] or 'this guest'} connects to {value['vm']}, service {value['service_id']}:")
     error = value["error"]
     for check in value["checks"]:
         cure = f"{error['name']}: {error['text']}" if error and not check["ok"] else None
         _print_check(check["question"], check["found"], check["ok"], cure)
+    if error and not value["checks"]:  # guests are told no more
+        click.echo(f"  -> {error['name']}: {error['text']}")
     click.echo("It works." if ok else "It does not work.")
     click.echo(f"Note: {NOTE}.")
     return ExitCode.OK if ok else ExitCode.FAILED

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 import click
 
+from hvsock import transport
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_services, describe_allowed, names_by_id, open_registry
 from hvsock.cli.outcome import say
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table, time_text, to_terminal
+from hvsock.transport import Transport
 
 _HERE: Final = "hvsock.cli.commands.service"
 _SETTINGS: Final = "hvsock.cli.commands.settings"
@@ -97,7 +99,10 @@ def unregister(key: str, as_json: bool) -> None:
 @click.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the registered services, by name."""
+    """List the registered services, by name; in a guest those that are enabled for it."""
+    if transport.chosen() is Transport.VSOCK:
+        _list_of_guest(as_json)
+        return
     with open_registry() as registry:
         entries = registry.entries()
     if as_json:
@@ -105,6 +110,20 @@ def list_(as_json: bool) -> None:
         return
     columns = (Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE"))
     print_table(Table(columns, [(one.name, one.id, _port(one.port), _state(one)) for one in entries]))
+
+
+def _list_of_guest(as_json: bool) -> None:
+    from hvsock.addresses import ServiceId
+    from hvsock.fabric import client, paths
+
+    services = client.call(paths.partition_folder(), "services")
+    for one in services:
+        one["port"] = one["port_alias"] if one["port_alias"] is not None else ServiceId(one["id"]).port
+    if as_json:
+        print_json(services)
+        return
+    columns = (Column("NAME", fold=True), Column("ID"), Column("PORT", right=True))
+    print_table(Table(columns, [(one["name"], one["id"], _port(one["port"])) for one in services]))
 
 
 def _port(port: int | None) -> str:

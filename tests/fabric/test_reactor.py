@@ -16,8 +16,8 @@ assert sys.platform == "linux"
 
 import socket
 
-from hvsock.fabric.broker import reactor as module
-from hvsock.fabric.broker.reactor import Reactor
+from hvsock.fabric import reactor as module
+from hvsock.fabric.reactor import Reactor
 from hvsock.testing.clock import FakeClock
 
 

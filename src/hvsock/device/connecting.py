@@ -25,7 +25,7 @@ if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
 
 if TYPE_CHECKING:
-    from hvsock.fabric.broker.reactor import Reactor, Timer
+    from hvsock.fabric.reactor import Reactor, Timer
     from hvsock.virtio.muxer import Muxer
 
 log = logging.getLogger(__name__)

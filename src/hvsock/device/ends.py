@@ -21,7 +21,7 @@ if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
 
 if TYPE_CHECKING:
-    from hvsock.fabric.broker.reactor import Reactor
+    from hvsock.fabric.reactor import Reactor
     from hvsock.virtio.muxer import Muxer
 
 WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from hvsock.fabric.broker.reactor import Reactor
+from hvsock.fabric.reactor import Reactor
 
 from .device import Device, Limits
 from .reporting import Reports

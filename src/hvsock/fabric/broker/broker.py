@@ -12,6 +12,7 @@ from typing import Final
 
 from hvsock.addresses import SERVICE_WILDCARD, ServiceId
 from hvsock.errors import HvsockError, UsageError
+from hvsock.fabric.reactor import Clock, Reactor
 from hvsock.topology.access import Owner
 from hvsock.topology.decision import Rules
 from hvsock.topology.partitions import Kind, Partition
@@ -24,7 +25,6 @@ from .gates import Gates
 from .handover import MAX_UNDELIVERED_PER_PARTITION, Delivery
 from .listeners import Listener, Listeners
 from .quota import Quota
-from .reactor import Clock, Reactor
 from .services import Services
 from .verdicts import Verdicts
 from .waiting import WaitingRoom

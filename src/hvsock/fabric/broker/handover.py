@@ -55,9 +55,10 @@ if sys.platform != "linux":
     raise ImportError("the broker needs Linux: it passes descriptors over AF_UNIX")
 
 if TYPE_CHECKING:
+    from hvsock.fabric.reactor import Timer
+
     from .broker import Broker
     from .clients import Client
-    from .reactor import Timer
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
 
 if TYPE_CHECKING:
+    from hvsock.fabric.reactor import Reactor
+
     from .handover import Handover
     from .listeners import Listener
-    from .reactor import Reactor
 
 RETRY_SECONDS: Final = 0.02
 """Pause before queues are tried again when nothing tells that there is room."""

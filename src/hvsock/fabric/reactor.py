@@ -1,6 +1,6 @@
-"""Readiness and timers on one epoll, for one thread.
+"""Readiness and timers on one epoll, for one thread: the loop of the broker, and of a VM's device.
 
-asyncio is not used here: the broker has to watch descriptors for a hang-up alone (while a request lies
+asyncio is not used here: both have to watch descriptors for a hang-up alone (while a request lies
 unread, they are readable all the time), edge-triggered, and a connect passes through in some 50 µs.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 if sys.platform != "linux":
-    raise ImportError("the broker needs Linux: it is built on epoll")
+    raise ImportError("the reactor needs Linux: it is built on epoll")
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Timer:
 class Reactor:
     """Watches descriptors and timers until :meth:`stop`.
 
-    Handlers deal with their own errors. An exception that gets here is a defect of the broker: it is
+    Handlers deal with their own errors. An exception that gets here is a defect of the program: it is
     logged, the descriptor is watched no more, and everything else goes on.
 
     ``turn`` is held while handlers and timers run, so whoever has it finds nothing half done.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final
 
-from qemu.qmp import Message, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
 
 from hvsock.errors import HvsockError, ProtocolError, StateError
 
@@ -39,6 +40,8 @@ MAX_DEVICE_RESTARTS: Final = 5
 """How often in a row the device's process is started again: one that ends each time will not get better."""
 STEADY_SECONDS: Final = 60.0
 """A device's process that ran for so long has not ended in a row with others."""
+_REFUSED: Final = os.strerror(errno.ECONNREFUSED)
+"""What an error says, QEMU's too, when nobody listens at a socket."""
 
 
 class Supervisor:
@@ -123,7 +126,7 @@ class Supervisor:
         self._qemu = await children.start(command, output=self._log)
         self._record.qemu_pid = self._qemu.pid
         await self._wait_for_socket(qemu.QMP_SOCKET, self._qemu, "QEMU")
-        await self._qmp.connect(qemu.QMP_SOCKET)
+        await _patiently(lambda: self._qmp.connect(qemu.QMP_SOCKET))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(qemu.INITRD)  # QEMU has it in its memory
         await self._qmp.execute("cont")
@@ -235,7 +238,7 @@ class Supervisor:
         await self._start_device()
         address = {"type": "unix", "data": {"path": qemu.DEVICE_SOCKET}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.execute("chardev-add", {"id": self._chardev, "backend": backend})
+        await _patiently(lambda: self._qmp.execute("chardev-add", {"id": self._chardev, "backend": backend}))
         device = {"driver": "vhost-user-vsock-pci", "id": qemu.VSOCK, "chardev": self._chardev}
         await self._qmp.execute("device_add", device)
 
@@ -360,6 +363,23 @@ _ACTIONS: Final[dict[str, Callable[[Supervisor, float], Awaitable[None]]]] = {
     "kill": Supervisor._kill_now,
     "wait": Supervisor._wait,
 }
+
+
+async def _patiently(connect: Callable[[], Awaitable[object]]) -> None:
+    """Make a connection to a socket that is there, at which somebody is about to listen.
+
+    Raises:
+        QMPError: nobody does, or something else is wrong.
+    """
+    deadline = time.monotonic() + SOCKET_SECONDS
+    while True:
+        try:
+            await connect()
+            return
+        except (ConnectError, ExecuteError) as error:
+            if _REFUSED not in str(error) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _is_of_vsock(event: Message) -> bool:

@@ -522,7 +522,7 @@ class socket(_stdlib.socket):
     # -- descriptors
 
     def close(self) -> None:
-        """Close the socket, or leave that to the last of its files (:meth:`makefile`). Calling this twice is fine."""
+        """Close the socket, or leave that to the last of its files. Calling this twice is fine."""
         super().close()
         if self._mark is not None and self.fileno() < 0:
             self._mark.close()

@@ -63,7 +63,9 @@ def _bind_device(broker: Broker, client: Client, partition: Partition, request: 
         text = f"a device serves {partition.name!r} already; end that one first"
         refusal = Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
     refusal = refusal or _no_room(broker, partition) or _make(broker, client, partition, request, DEVICE_ADDRESS)
-    if refusal is not None:
+    if refusal is None:
+        broker.notices.watch()
+    else:
         _refuse(broker, client, DEVICE_ADDRESS, refusal)
 
 

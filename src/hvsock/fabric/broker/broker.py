@@ -24,6 +24,7 @@ from .folder import SOCKET_TYPES, FabricFolder
 from .gates import Gates
 from .handover import MAX_UNDELIVERED_PER_PARTITION, Delivery
 from .listeners import Listener, Listeners
+from .notices import Notices
 from .quota import Quota
 from .services import Services
 from .verdicts import Verdicts
@@ -88,12 +89,14 @@ class Broker:
                 self.tree, self.services.by_id, self.listeners.by_key, Owner(os.geteuid(), folder.admin_gid)
             )
             self.verdicts = Verdicts(self._rules, self.listeners)
+            self.notices = Notices(self)
             folder.save_tree(self.tree)
             folder.remove_stale_partitions(self.tree)
             self.gates = Gates(self, descriptors // CLIENTS_SHARE)
             undo.callback(self.gates.close)
             for partition in self.tree:
                 self._reopen(partition)
+            self.notices.start()
             undo.pop_all()
 
     def run(self) -> None:
@@ -155,7 +158,10 @@ class Broker:
 
     def look(self) -> None:
         """See what any process has changed in the registry."""
-        self._rules.services = self.services.look(self.reactor.clock())
+        services = self.services.look(self.reactor.clock())
+        if services is not self._rules.services:
+            self._rules.services = services
+            self.notices.services_changed(services)
 
     @property
     def rules(self) -> Rules[Listener]:
@@ -213,7 +219,10 @@ class Broker:
             raise HvsockError(f"the partition cannot be removed: {error.strerror}") from error
         self.gates.remove(partition)
         for listener in [one for one in self.listeners if one.partition == partition.id]:
-            self.listeners.remove(listener)
+            if listener.device:
+                self.notices.cancel_all(listener)
+            else:
+                self.listeners.remove(listener)
             self.waiting.wake(listener)
         self.folder.remove_partition(partition)
         self.services.forget_vm(partition.id)

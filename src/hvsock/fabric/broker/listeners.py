@@ -106,6 +106,7 @@ class Listeners:
         self._quota = Quota(tree.host.id, MAX_LISTENERS, MAX_LISTENERS_PER_PARTITION)
         self._by_id: dict[bytes, Listener] = {}
         self._in_turn: deque[Listener] = deque()
+        self._orphans: list[Listener] = []
         self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._load(tree)
@@ -181,8 +182,17 @@ class Listeners:
 
     def remove(self, listener: Listener) -> None:
         """Forget a listener and unlink its socket; who still has the socket gets no new connections."""
+        if self.forget(listener):
+            self.unlink(listener)
+
+    def unlink(self, listener: Listener) -> None:
+        """Unlink the socket of a listener that was forgotten."""
+        self._unlink(listener.id)
+
+    def forget(self, listener: Listener) -> bool:
+        """Have no connects go to a listener any more; its socket stays. Tells whether it was known."""
         if self._by_id.pop(listener.id, None) is None:
-            return
+            return False
         self.changes += 1
         self._quota.give_back(listener.partition)
         siblings = self.by_key[listener.key]
@@ -191,7 +201,12 @@ class Listeners:
             del self.by_key[listener.key]
         if listener.device:
             del self.devices[listener.partition]
-        self._unlink(listener.id)
+        return True
+
+    def take_orphans(self) -> list[Listener]:
+        """The listeners of devices whose partitions were removed by a broker that could not tell them."""
+        orphans, self._orphans = self._orphans, []
+        return orphans
 
     def alive(self, listener: Listener) -> bool:
         """Whether somebody has the socket."""
@@ -263,7 +278,9 @@ class Listeners:
                     continue
                 if listener.partition in tree and self.alive(listener):
                     self._add(listener)
-        kept = {listener_id.hex() for listener_id in self._by_id}
+                elif listener.device and self.alive(listener):
+                    self._orphans.append(listener)
+        kept = {listener.id.hex() for listener in (*self._by_id.values(), *self._orphans)}
         for name in names:
             if name.removesuffix(_RECORD_SUFFIX) not in kept:
                 try:

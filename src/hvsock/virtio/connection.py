@@ -134,7 +134,7 @@ class Reason(StrEnum):
     CREDIT = "credit"
     """The guest sent more than it had credit for, or told counters that cannot be."""
     MESSAGE = "message"
-    """A SEQPACKET message is empty or longer than may be, or longer than all the room of the guest."""
+    """A SEQPACKET message of the guest is empty, or one for it longer than all its room."""
     REUSED = "reused"
     """The guest began a new connection between the same two ports."""
     CANCELLED = "cancelled"
@@ -158,7 +158,7 @@ class End(Protocol):
         """
 
     def finish(self) -> None:
-        """The guest sends no more: after what was sent comes a clean end of stream."""
+        """The guest sends no more: after what was sent comes a clean end of stream. It may be said twice."""
 
     def deafen(self) -> None:
         """The guest receives no more: whoever sends at the other end gets an error."""
@@ -201,10 +201,10 @@ class Connection:
     """
 
     __slots__ = (
-        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "due", "end", "ending", "guest_port", "guest_shut",
-        "host_shut", "incoming", "key", "message", "outgoing", "packets_from_guest", "packets_to_guest",
-        "peer_cid", "peer_port", "pending", "readable", "service", "stalled", "stalls", "state",
-        "survives_pause", "type", "unsent", "window",
+        "asked", "bytes_from_guest", "bytes_to_guest", "deadline", "due", "end", "ending", "guest_port",
+        "guest_shut", "host_shut", "incoming", "key", "message", "outgoing", "packets_from_guest",
+        "packets_to_guest", "peer_cid", "peer_port", "pending", "readable", "service", "stalled", "stalls",
+        "state", "survives_pause", "type", "unsent", "window",
     )  # fmt: skip
 
     def __init__(self, key: tuple[int, int, int], type_: int, state: State, buffer_bytes: int) -> None:

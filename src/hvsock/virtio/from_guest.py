@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from .connection import BROKEN, Connection, Reason, State
 from .packet import HEADER, HEADER_BYTES, SEQ_EOM, SEQPACKET, Header, Op, Shutdown
-from .to_guest import MAX_MESSAGE_BYTES, MAX_VIEWS, ToGuest, cut
+from .to_guest import MAX_VIEWS, ToGuest, cut
 from .virtqueue import Virtqueue
 
 MAX_CHAINS_AT_ONCE: Final = 256
@@ -180,10 +180,9 @@ class FromGuest:
         connection.pending.append(kept)
 
     def _message(self, connection: Connection, payload: list[memoryview], length: int, flags: int) -> None:
-        """Take a piece of a SEQPACKET message, and pass the message on when it is whole."""
+        """Take a piece of a SEQPACKET message, and pass on the message when it is whole; credit bounds it."""
         held = connection.message
-        total = length if held is None else length + len(held)
-        if total > MAX_MESSAGE_BYTES or (not total and flags & SEQ_EOM):
+        if flags & SEQ_EOM and not length and not held:
             self._drop(connection, Reason.MESSAGE, True)
             return
         if not flags & SEQ_EOM:

@@ -466,7 +466,7 @@ class Muxer:
             connection.host_shut = Shutdown.BOTH
             self._to_guest.post(connection, Op.SHUTDOWN)
             self._wait(connection, CLOSE_SECONDS)
-        elif not connection.host_shut & Shutdown.SEND:
+        else:
             connection.host_shut |= Shutdown.SEND
             self._to_guest.post(connection, Op.SHUTDOWN)
 

@@ -29,7 +29,7 @@ MIB = str(sample(32, 256))
 
 
 def test_the_last_line_of_the_demo_is_its_result(tmp_path: Path) -> None:
-    done = hvsock("demo", "--json", "--mib", MIB, env=environment(TMPDIR=str(tmp_path)))
+    done = hvsock("demo", "--no-vm", "--json", "--mib", MIB, env=environment(TMPDIR=str(tmp_path)))
     value = json.loads(done.stdout.splitlines()[-1])
     assert value["ok"] is True
     assert value["transport"] == "fabric"
@@ -46,18 +46,29 @@ def test_the_last_line_of_the_demo_is_its_result(tmp_path: Path) -> None:
 
 
 def test_the_demo_in_lines() -> None:
-    text = hvsock("demo", "--mib", "1").stdout.decode()
+    text = hvsock("demo", "--no-vm", "--mib", "1").stdout.decode()
     for words in ("Register the service", "by wildcard", "by VmId", "select", "Exchange 1 MiB", "gracefully"):
         assert words in text
     assert re.search(rf"^{SERVICE_NAME} +2 +0 +5 ", text, re.MULTILINE)
     assert text.splitlines()[-1].startswith("all well: ")
 
 
+def test_the_demo_without_qemu_says_what_to_install() -> None:
+    done = hvsock("demo", "--json", "--mib", "1", env=environment(HVSOCK_QEMU="/nonexistent/qemu"))
+    value = json.loads(done.stdout)
+    assert value["ok"] is True
+    assert value["transport"] == "fabric"
+    assert value["vm"] is None
+    assert "apt-get install" in value["skipped"][0]
+
+
 def test_the_demo_on_a_terminal() -> None:
     near, far = pty.openpty()
     shown = b""
     try:
-        with subprocess.Popen([PROGRAM, "demo", "--mib", "8"], stdout=far, stdin=far, stderr=far) as process:
+        with subprocess.Popen(
+            [PROGRAM, "demo", "--no-vm", "--mib", "8"], stdout=far, stdin=far, stderr=far
+        ) as process:
             os.close(far)
             with contextlib.suppress(OSError):
                 while data := os.read(near, 65536):
@@ -131,7 +142,7 @@ def _fill_short(self: Walk, sock: socket) -> tuple[bytes, int]:
 
 def test_a_demo_that_fails_says_so_and_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/nonexistent")
-    done = hvsock("demo", "--json", env=environment(HVSOCK_DIR="/nonexistent"))
+    done = hvsock("demo", "--no-vm", "--json", env=environment(HVSOCK_DIR="/nonexistent"))
     assert json.loads(done.stdout)["ok"] is True  # it has a folder of its own
     monkeypatch.setattr("hvsock.fabric.embedded.EmbeddedFabric.register", _not_now)
     result = invoke_json("demo", code=1)  # with one line on standard error, too
@@ -140,7 +151,7 @@ def test_a_demo_that_fails_says_so_and_exits_with_1(monkeypatch: pytest.MonkeyPa
     assert result["error"] == "Register the service: not now"
 
 
-def _not_now(*_: object) -> None:
+def _not_now(*_: object, **__: object) -> None:
     raise OSError("not now")
 
 

@@ -13,21 +13,25 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import hvsock
-from hvsock.addresses import describe_vm_id
+from hvsock.addresses import ServiceId, describe_vm_id
 from hvsock.errors import HvsockError
 from hvsock.fabric import client
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.sockets.socket import socket
+
+from .steps import Audience, Steps, check
+from .walkthrough_vm import VmPart
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
 
 SERVICE_NAME: Final = "HV Socket Demo"
 """The friendly name that the original document registers."""
+SERVICE_PORT: Final = 2761
+"""Port by which Linux guests reach it: the example of the original document."""
 PARTITION_NAME: Final = "demo-vm"
 BULK_BYTES: Final = 256 << 20
 """Bytes of the long transfer."""
@@ -40,47 +44,30 @@ _QUESTION: Final = "Gr\u00fc\u00dfe from the guest, \u4f60\u597d"
 _ANSWER: Final = "Hello from the host"
 
 
-class DemoError(HvsockError):
-    """Something in the walk was not as it has to be."""
-
-
-class Audience(Protocol):
-    """Who watches the walk."""
-
-    def begin(self, title: str) -> None:
-        """A step begins."""
-
-    def progress(self, done: int, total: int) -> None:
-        """`done` of the `total` bytes of this step went through."""
-
-    def end(self, title: str, found: str, ok: bool, seconds: float) -> None:
-        """The step is over; `found` is what was measured, or what is wrong."""
-
-
 class Walk:
     """One walk.
 
     Args:
         audience: is told of every step.
         bulk_bytes: bytes of the long transfer.
+        with_vm: whether to boot a virtual machine in the end, where that can be.
 
     Attributes:
         service: the service's counters in the end, as the broker reports them.
     """
 
-    def __init__(self, audience: Audience, bulk_bytes: int = BULK_BYTES) -> None:
+    def __init__(self, audience: Audience, bulk_bytes: int = BULK_BYTES, *, with_vm: bool = False) -> None:
         self.service: dict[str, Any] = {}
-        self._audience = audience
+        self._steps = Steps(audience)
         self._bulk_bytes = bulk_bytes
-        self._sent = 0
-        self._received = 0
+        self._with_vm = with_vm
+        self._vm: dict[str, Any] | None = None
+        self._skipped: list[str] = []
         self._connections = 0
         self._sha256_match: bool | None = None
         self._transport: str | None = None
         self._service_id: str | None = None
         self._service_name: str | None = None
-        self._error: str | None = None
-        self._steps: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
         """Walk; returns what was measured, as `--json` prints it."""
@@ -88,96 +75,85 @@ class Walk:
         try:
             with contextlib.ExitStack() as stack:
                 self._walk(stack)
-            self._check(self._sent == self._received, f"{self._sent} bytes were sent, {self._received} received")
+            sent, received = self._steps.sent, self._steps.received
+            check(sent == received, f"{sent} bytes were sent, {received} received")
         except (HvsockError, OSError) as error:
-            self._error = self._error or str(error) or type(error).__name__
+            self._steps.error = self._steps.error or str(error) or type(error).__name__
         return {
-            "ok": self._error is None and self._sha256_match is True,
+            "ok": self._steps.error is None and self._sha256_match is True,
             "transport": self._transport,
             "service_id": self._service_id,
             "service_name": self._service_name,
-            "bytes_sent": self._sent,
-            "bytes_received": self._received,
+            "bytes_sent": self._steps.sent,
+            "bytes_received": self._steps.received,
             "sha256_match": self._sha256_match is True,
             "seconds": round(time.monotonic() - started, 3),
             "connections": self._connections,
             "counters": self.service,
-            "steps": self._steps,
-            "error": self._error,
+            "vm": self._vm,
+            "skipped": self._skipped,
+            "steps": self._steps.taken,
+            "error": self._steps.error,
         }
 
     def _walk(self, stack: contextlib.ExitStack) -> None:
-        with self._step("Bring a fabric up") as found:
+        with self._steps.step("Bring a fabric up") as found:
             fabric = stack.enter_context(EmbeddedFabric())
             answer = client.call(fabric.host.folder, "ping")
             found(f"a broker answers (process {answer['pid']})")
-        with self._step("Register the service") as found:
-            entry = fabric.registry.get(fabric.register(SERVICE_NAME).id)
-            self._check(entry is not None, "the registry does not have it")
+        with self._steps.step("Register the service") as found:
+            entry = fabric.registry.get(fabric.register(SERVICE_NAME, port_alias=SERVICE_PORT).id)
+            check(entry is not None, "the registry does not have it")
             assert entry is not None
             self._service_id, self._service_name = str(entry.id), entry.name
             found(f"{entry.name} = {entry.id}")
-        with self._step("Create a partition") as found:
+        with self._steps.step("Create a partition") as found:
             guest = fabric.create_partition(PARTITION_NAME)
             found(f"{guest.name} = {guest.id}")
-        with self._step("Create the sockets, bind, listen") as found:
+        with self._steps.step("Create the sockets, bind, listen") as found:
             on_host = self._listener(stack, fabric.host, hvsock.HV_GUID_WILDCARD)
             on_guest = self._listener(stack, guest, hvsock.HV_GUID_PARENT)
             found(f"host on {_word(on_host)}, {guest.name} on {_word(on_guest)}")
-        with self._step("Connect by wildcard") as found:
+        with self._steps.step("Connect by wildcard") as found:
             upward = self._connect(stack, guest, hvsock.HV_GUID_PARENT, on_host)
             self._check_addresses(upward[1], guest.id, upward[0], hvsock.HV_GUID_PARENT)
             self._check_wildcard_is_no_destination(guest)
             found(f"{guest.name} to parent; the host sees {guest.name}'s VmId")
-        with self._step("Connect by VmId") as found:
+        with self._steps.step("Connect by VmId") as found:
             downward = self._connect(stack, fabric.host, guest.id, on_guest)
             self._check_addresses(downward[0], guest.id, downward[1], hvsock.HV_GUID_PARENT)
             found(f"host to {guest.name}'s VmId; {guest.name} sees its parent")
-        with self._step("Exchange text") as found:
+        with self._steps.step("Exchange text") as found:
             for asking, answering in (upward, downward):
                 self._say(asking, answering, _QUESTION)
                 self._say(answering, asking, _ANSWER)
             found(f"\u201c{_QUESTION}\u201d, \u201c{_ANSWER}\u201d; on both")
-        with self._step("Wait with select") as found:
+        with self._steps.step("Wait with select") as found:
             found(self._select(stack, guest, on_host))
-        with self._step(f"Exchange {self._bulk_bytes >> 20} MiB") as found:
+        with self._steps.step(f"Exchange {self._bulk_bytes >> 20} MiB") as found:
             found(self._bulk(*upward))
-        with self._step("Close gracefully") as found:
+        with self._steps.step("Close gracefully") as found:
             found(self._close(guest, on_host, downward))
             for end in upward:
                 end.close()
-        with self._step("Read the counters") as found:
+        with self._steps.step("Read the counters") as found:
             found(self._count(fabric))
+        if self._with_vm:
+            part = VmPart(self._steps, fabric, ServiceId(str(self._service_id)))
+            self._vm, why_not = part.run()
+            if self._vm is None:
+                self._skipped.append(why_not)
+            else:
+                self._transport = self._vm["transport"]
+                self._sha256_match = self._sha256_match and self._vm["sha256_match"]
 
     # -- the steps
-
-    @contextlib.contextmanager
-    def _step(self, title: str) -> Iterator[Callable[[str], None]]:
-        texts: list[str] = []
-        started = time.monotonic()
-        self._audience.begin(title)
-        try:
-            yield texts.append
-        except (HvsockError, OSError) as error:
-            self._error = f"{title}: {error}"
-            self._end(title, str(error), False, started)
-            raise
-        self._end(title, texts[0], True, started)
-
-    def _end(self, title: str, text: str, ok: bool, started: float) -> None:
-        seconds = round(time.monotonic() - started, 6)
-        self._steps.append({"title": title, "found": text, "ok": ok, "seconds": seconds})
-        self._audience.end(title, text, ok, seconds)
-
-    def _check(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            raise DemoError(otherwise)
 
     def _listener(self, stack: contextlib.ExitStack, where: PartitionHandle, vm_id: str) -> socket:
         listener = stack.enter_context(_new_socket(where))
         listener.bind((vm_id, str(self._service_id)))
         listener.listen()
-        self._check(listener.getsockname() == (vm_id, self._service_id), "the listener has another address")
+        check(listener.getsockname() == (vm_id, self._service_id), "the listener has another address")
         return listener
 
     def _connect(
@@ -193,14 +169,14 @@ class Walk:
 
     def _check_addresses(self, host_end: socket, guest_id: str, guest_end: socket, parent: str) -> None:
         seen = (host_end.getpeername() if host_end.getpeername()[0] == guest_id else host_end.getsockname())[0]
-        self._check(seen == guest_id, f"the host's end shows {seen}, not the partition's VmId")
+        check(seen == guest_id, f"the host's end shows {seen}, not the partition's VmId")
         seen = guest_end.getpeername()[0]
-        self._check(seen == parent, f"the guest's end shows {seen}, not its parent")
+        check(seen == parent, f"the guest's end shows {seen}, not its parent")
 
     def _check_wildcard_is_no_destination(self, guest: PartitionHandle) -> None:
         with _new_socket(guest) as sock:
             code = sock.connect_ex((hvsock.HV_GUID_WILDCARD, str(self._service_id)))
-        self._check(code != 0, "a connect to the wildcard itself was not refused")
+        check(code != 0, "a connect to the wildcard itself was not refused")
 
     def _say(self, speaker: socket, hearer: socket, text: str) -> None:
         data = text.encode()
@@ -208,7 +184,7 @@ class Walk:
         heard = b""
         while len(heard) < len(data):
             heard += self._receive(hearer, len(data) - len(heard))
-        self._check(heard.decode(errors="replace") == text, f"{text!r} came as {heard!r}")
+        check(heard.decode(errors="replace") == text, f"{text!r} came as {heard!r}")
 
     def _select(self, stack: contextlib.ExitStack, guest: PartitionHandle, listener: socket) -> str:
         asking = stack.enter_context(_new_socket(guest))
@@ -220,19 +196,19 @@ class Walk:
             readable, _, _ = select.select([listener], [], [], PATIENCE_SECONDS)
         if not writable:
             _, writable, _ = select.select([], [asking], [], PATIENCE_SECONDS)
-        self._check(listener in readable, "the listener did not become readable")
-        self._check(asking in writable, "the connecting socket did not become writable")
+        check(listener in readable, "the listener did not become readable")
+        check(asking in writable, "the connecting socket did not become writable")
         code = asking.getsockopt(hvsock.SOL_SOCKET, hvsock.SO_ERROR)
-        self._check(code == 0, f"the connect failed: {os.strerror(code)}")
+        check(code == 0, f"the connect failed: {os.strerror(code)}")
         answering, _ = listener.accept()
         stack.enter_context(answering).settimeout(PATIENCE_SECONDS)
         self._connections += 1
-        self._check(select.select([asking], [], [], 0)[0] == [], "it is readable with nothing to read")
+        check(select.select([asking], [], [], 0)[0] == [], "it is readable with nothing to read")
         started = time.monotonic()
         self._send(answering, _ANSWER.encode())
-        self._check(select.select([asking], [], [], PATIENCE_SECONDS)[0] == [asking], "it did not become readable")
+        check(select.select([asking], [], [], PATIENCE_SECONDS)[0] == [asking], "it did not become readable")
         microseconds = (time.monotonic() - started) * 1e6
-        self._check(self._receive(asking, 100) == _ANSWER.encode(), "the text came wrong")
+        check(self._receive(asking, 100) == _ANSWER.encode(), "the text came wrong")
         asking.close()
         answering.close()
         return f"quiet before, readable {microseconds:.0f} us after a send"
@@ -265,9 +241,9 @@ class Walk:
         self._send(answering, _COUNT.pack(count) + digest)
         answering.shutdown(hvsock.SHUT_WR)
         report = b"".join(iter(lambda: self._receive(asking, 100), b""))
-        self._check(report[: _COUNT.size] == _COUNT.pack(self._bulk_bytes), f"{count} bytes arrived")
+        check(report[: _COUNT.size] == _COUNT.pack(self._bulk_bytes), f"{count} bytes arrived")
         self._sha256_match = report[_COUNT.size :] == outcome[0]
-        self._check(self._sha256_match, "the checksums differ")
+        check(self._sha256_match, "the checksums differ")
         return f"SHA-256 {digest.hex()[:16]}... at both ends, {self._bulk_bytes / seconds / (1 << 20):.0f} MiB/s"
 
     def _send_bulk(self, sock: socket) -> bytes:
@@ -294,9 +270,9 @@ class Walk:
         while received := sock.recv_into(buffer):
             checksum.update(buffer[:received])
             count += received
-            self._received += received
+            self._steps.received += received
             if expected:
-                self._audience.progress(count, expected)
+                self._steps.audience.progress(count, expected)
         return checksum.digest(), count
 
     def _close(self, guest: PartitionHandle, listener: socket, open_one: tuple[socket, socket]) -> str:
@@ -309,16 +285,14 @@ class Walk:
                 digest, sent = self._fill(leaving)
                 leaving.close()
                 found, received = self._receive_all(staying, 0)
-                self._check(
-                    (found, received) == (digest, sent), f"{sent} bytes before the close, {received} after"
-                )
+                check((found, received) == (digest, sent), f"{sent} bytes before the close, {received} after")
                 counts.append(received)
         near, far = open_one
         near.shutdown(hvsock.SHUT_WR)
-        self._check(self._receive(far, 1) == b"", "there is more than an end of stream")
+        check(self._receive(far, 1) == b"", "there is more than an end of stream")
         self._say(far, near, _ANSWER)  # the other direction goes on
         far.close()
-        self._check(self._receive(near, 1) == b"", "there is more than an end of stream")
+        check(self._receive(near, 1) == b"", "there is more than an end of stream")
         near.close()
         return f"{counts[0]} and {counts[1]} bytes under way at the close, all of them arrived"
 
@@ -332,34 +306,34 @@ class Walk:
                 sent = sock.send(data)
                 checksum.update(data[:sent])
                 count += sent
-        self._sent += count
+        self._steps.sent += count
         return checksum.digest(), count
 
     def _count(self, fabric: EmbeddedFabric) -> str:
         status = client.call(fabric.host.folder, "status")
         self._transport = status["transport"]
         mine = [one for one in status["services"] if one["name"] == self._service_name]
-        self._check(len(mine) == 1, f"{self._service_name} has {len(mine)} lines in the counters")
+        check(len(mine) == 1, f"{self._service_name} has {len(mine)} lines in the counters")
         self.service = mine[0]
-        self._check(self.service["id"] == self._service_id, "the counters have another id under that name")
+        check(self.service["id"] == self._service_id, "the counters have another id under that name")
         counted = self.service["accepted"]
-        self._check(counted == self._connections, f"{counted} connections counted, {self._connections} made")
-        self._check(self.service["open"] == 0, f"{self.service['open']} connections are open, and all were closed")
+        check(counted == self._connections, f"{counted} connections counted, {self._connections} made")
+        check(self.service["open"] == 0, f"{self.service['open']} connections are open, and all were closed")
         refused = sum(self.service["refused"].values())
-        self._check(refused == 1, f"{refused} refusals counted, 1 made")
+        check(refused == 1, f"{refused} refusals counted, 1 made")
         listeners = self.service["listeners"]
-        self._check(listeners == 2, f"{listeners} listeners counted, 2 made")
+        check(listeners == 2, f"{listeners} listeners counted, 2 made")
         return f"{counted} accepted, {refused} refused, {listeners} listeners, none open"
 
     # -- measured
 
     def _send(self, sock: socket, data: bytes | memoryview) -> None:
         sock.sendall(data)
-        self._sent += len(data)
+        self._steps.sent += len(data)
 
     def _receive(self, sock: socket, most: int) -> bytes:
         data: bytes = sock.recv(most)
-        self._received += len(data)
+        self._steps.received += len(data)
         return data
 
 

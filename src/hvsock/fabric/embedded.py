@@ -135,9 +135,9 @@ class EmbeddedFabric:
         """Remove a partition; its connections go on, new ones are refused."""
         client.call(self.host.folder, "partition.remove", name=name)
 
-    def register(self, name: str, id: str | None = None) -> ServiceEntry:
+    def register(self, name: str, id: str | None = None, *, port_alias: int | None = None) -> ServiceEntry:
         """Register a service under `name`, with a fresh id by default."""
-        return self.registry.register(name, None if id is None else ServiceId(id))
+        return self.registry.register(name, None if id is None else ServiceId(id), port_alias=port_alias)
 
     def close(self) -> None:
         """End the broker; established connections live on. Calling this twice is fine.

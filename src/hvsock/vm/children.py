@@ -26,6 +26,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """`command`, a program's full path and its arguments, so that it ends by SIGKILL when this process does."""
+    return [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
+
+
 async def start(command: Sequence[str], *, output: IO[bytes]) -> asyncio.subprocess.Process:
     """Start a child that the kernel kills when this process ends.
 
@@ -34,8 +39,7 @@ async def start(command: Sequence[str], *, output: IO[bytes]) -> asyncio.subproc
         output: where its standard output and error go.
     """
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid())),
-        *command,
+        *tied(command),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -1,0 +1,28 @@
+"""`hvsock demo` with a real VM, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock.vm.guest import DEMO_BYTES
+from tests.cli.helpers import hvsock
+from tests.vm.support import guest_image, needs_qemu
+
+
+@needs_qemu
+@pytest.mark.timeout(180)
+def test_a_guest_and_its_host_echo_to_each_other() -> None:
+    guest_image()
+    value = json.loads(hvsock("demo", "--json", "--mib", "1").stdout)
+    assert value["ok"] is True
+    assert value["transport"] == value["vm"]["transport"] == "virtio-vsock"
+    assert value["skipped"] == []
+    assert value["sha256_match"] is True
+    assert value["vm"]["bytes_each_way"] == DEMO_BYTES == 64 << 20
+    assert value["bytes_sent"] == value["bytes_received"] > 2 * DEMO_BYTES
+    assert [step["title"] for step in value["steps"]][-1] == "Switch it off"

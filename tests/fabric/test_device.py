@@ -272,7 +272,7 @@ def test_a_guest_connects_with_an_end_mark(
             listener.listen()
             fabric.restart()  # the options are written down
             with begin_connect(vm.folder, (HV_GUID_PARENT, service.id), type_=type_) as near:
-                assert connected(near) == Established(expected)
+                assert connected(near) == Established(expected, service.id)
                 accepted, peer = listener.accept()
                 with accepted:
                     assert peer.vm_id == vm.id
@@ -316,7 +316,7 @@ def test_descriptors_that_nobody_asked_for_are_left_alone(
         mark = os.eventfd(0)
         extra, other = os.pipe()
         with begin_connect(vm.folder, address, descriptors=[mark, other, other]) as near:
-            assert connected(near) == Established()
+            assert connected(near).service_id == service.id
             accepted, _ = listener.accept()
             os.close(other)
             assert os.read(extra, 1) == b""
@@ -336,9 +336,9 @@ def test_a_guest_waits_for_room_with_its_mark(
     with hvsock.create_server((HV_GUID_CHILDREN, service.id), backlog=0, partition=fabric.host.folder) as listener:
         with begin_connect(vm.folder, address) as first, begin_connect(vm.folder, address) as second:
             listener.accept()[0].close()
-            assert connected(first) == Established()
+            assert connected(first) == Established(service_id=service.id)
             listener.accept()[0].close()
-            assert connected(second) == Established()
+            assert connected(second) == Established(service_id=service.id)
         with begin_connect(vm.folder, address), begin_connect(vm.folder, address) as second:
             wait_until(lambda: client.call(fabric.host.folder, "status")["connecting"] == 1)
             fabric.restart()

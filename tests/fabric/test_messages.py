@@ -273,11 +273,11 @@ def test_the_head_of_a_message_to_a_device_is_checked(
         messages.parse_device_message(bytes(data))
 
 
-@given(flags)
-def test_an_established_comes_back_whole_and_not_cut_or_with_a_tail(found: Flag) -> None:
-    data = Established(found).pack()
+@given(flags, ids.map(ServiceId.from_bytes_le))
+def test_an_established_comes_back_whole_and_not_cut_or_with_a_tail(found: Flag, service_id: ServiceId) -> None:
+    data = Established(found, service_id).pack()
     assert len(data) == messages.ESTABLISHED_BYTES
-    assert Established.unpack(data) == Established(found)
+    assert Established.unpack(data) == Established(found, service_id)
     for wrong in (data[:-1], data + b"\0", b""):
         with pytest.raises(ProtocolError):
             Established.unpack(wrong)

@@ -78,7 +78,7 @@ def connect_from_guest(
     """The guest connects."""
     with world.listener(world.host, HV_GUID_CHILDREN, service_id, type=type_) as listener:
         far = begin_connect(world.vm.folder, (HV_GUID_PARENT, service_id), type_=type_)
-        assert connected(far) == Established()
+        assert connected(far) == Established(service_id=service_id)
         sock, _ = listener.accept()
     sock.settimeout(WAIT_SECONDS)
     return Ends(sock, far)
@@ -395,7 +395,7 @@ class TestShortOfDescriptors:
             world.listener(world.host, HV_GUID_CHILDREN, service_id) as listener,
             begin_connect(world.vm.folder, (HV_GUID_PARENT, service_id)) as far,
         ):
-            assert connected(far) == Established()
+            assert connected(far) == Established(service_id=service_id)
             # the broker is a thread of this process, and has to be done with its descriptors
             assert client.call(world.host.folder, "status")["undelivered"] == 1
             accepting.spare.keep()

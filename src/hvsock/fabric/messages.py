@@ -49,7 +49,7 @@ _REPLY = struct.Struct("<4sII")
 _COURIER = struct.Struct("<4sI16s16s16s16s16s")
 _FOR_DEVICE = struct.Struct("<IIII")
 _NOTICE = struct.Struct("<4sI16s")
-_ESTABLISHED = struct.Struct("<4sI")
+_ESTABLISHED = struct.Struct("<4sI16s")
 REPLY_HEADER_BYTES: Final = _REPLY.size
 COURIER_BYTES: Final = _COURIER.size
 DEVICE_MESSAGE_BYTES: Final = _COURIER.size + _FOR_DEVICE.size
@@ -346,13 +346,15 @@ class Established:
 
     Attributes:
         flags: options of the accepting socket.
+        service_id: the service, which may be another than the one of the port that a guest connected to.
     """
 
     flags: Flag = Flag.NONE
+    service_id: ServiceId = SERVICE_WILDCARD
 
     def pack(self) -> bytes:
         """:data:`ESTABLISHED_BYTES` bytes."""
-        return _ESTABLISHED.pack(_ESTABLISHED_MAGIC, self.flags)
+        return _ESTABLISHED.pack(_ESTABLISHED_MAGIC, self.flags, self.service_id.to_bytes_le())
 
     @classmethod
     def unpack(cls, data: bytes) -> Established:
@@ -365,10 +367,10 @@ class Established:
             raise ProtocolError(
                 f"an established connection begins with {ESTABLISHED_BYTES} bytes, not {len(data)}"
             )
-        magic, flags = _ESTABLISHED.unpack(data)
+        magic, flags, service_id = _ESTABLISHED.unpack(data)
         if magic != _ESTABLISHED_MAGIC or flags & _UNKNOWN_FLAGS:
             raise ProtocolError("not an established connection of this version of hvsock")
-        return cls(Flag(flags))
+        return cls(Flag(flags), ServiceId.from_bytes_le(service_id))
 
 
 def _check_device_message(data: bytes) -> None:

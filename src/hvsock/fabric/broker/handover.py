@@ -15,8 +15,8 @@ request still there and drains it; if it dies before 3, the connector sees its c
 To the device of a VM, step 5 is left: the device asks the guest, and then drains the request, or refuses as the
 broker does. Until then the connect is pending, and the broker has nothing more to do with it.
 
-Of a connector that brings an end mark, the mark goes along in step 3. It is told the listener's options before
-that (:class:`Established`), unless a device takes the connection, which tells them itself.
+Of a connector that brings an end mark, the mark goes along in step 3. It is told the service and the listener's
+options before that (:class:`Established`), unless a device takes the connection, which tells them itself.
 
 So "accepted" counts the connections that reached a listener's backlog, each once, those that a guest
 refuses later among them. A broker that is killed
@@ -230,7 +230,8 @@ class Handover:
             with contextlib.suppress(
                 BrokenPipeError, ConnectionResetError
             ):  # the connector is gone: seen elsewhere
-                self._client.sock.send(Established(listener.flags).pack(), socket.MSG_DONTWAIT)
+                established = Established(listener.flags, self._service_id)
+                self._client.sock.send(established.pack(), socket.MSG_DONTWAIT)
             self._told = True
 
     def _message(self, grant: Grant[Listener]) -> Courier:

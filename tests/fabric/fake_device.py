@@ -107,12 +107,14 @@ class FakeDevice:
         return not select.select([self.listener], [], [], seconds)[0]
 
     def take(self) -> DeviceEnd | Notice:
-        """What comes next."""
-        link, _ = self.listener.accept()
-        with link:
-            link.settimeout(PATIENCE_SECONDS)
-            data, descriptors, _ = passing.receive(link, messages.DEVICE_MESSAGE_BYTES, 3)
-            done = link.recv(2)
+        """What comes next; a courier of a broker that died before it said anything is none."""
+        data = b""
+        while not data:
+            link, _ = self.listener.accept()
+            with link:
+                link.settimeout(PATIENCE_SECONDS)
+                data, descriptors, _ = passing.receive(link, messages.DEVICE_MESSAGE_BYTES, 3)
+                done = link.recv(2)
         message = messages.parse_device_message(data)
         assert done in (messages.DONE, b""), "nothing follows DONE; a broker that died sends none"
         if isinstance(message, Notice):

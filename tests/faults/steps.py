@@ -25,7 +25,6 @@ assert sys.platform == "linux"
 
 VARIABLE: Final = "HVSOCK_TEST_STEP"
 STOP_VARIABLE: Final = "HVSOCK_TEST_STOP"
-_COURIER: Final = messages.COURIER_BYTES
 
 
 def strike() -> None:
@@ -59,6 +58,10 @@ def _is_drained(result: bytes | None, sock: socket.socket, length: int = 0, flag
     return messages.Request.unpack(result).op is messages.Op.CONNECT
 
 
+def _is_courier(_: None, sock: socket.socket, buffers: list[bytes], *arguments: Any) -> bool:
+    return len(buffers[0]) in (messages.COURIER_BYTES, messages.DEVICE_MESSAGE_BYTES)
+
+
 def _is_done(result: int | None, sock: socket.socket, data: bytes, *flags: int) -> bool:
     return bytes(data) == messages.DONE
 
@@ -68,12 +71,8 @@ CONNECT_STEPS: Final[dict[str, Callable[[], None]]] = {
     "before the courier": lambda: wrap(Handover, "_reach", "before"),
     "after the courier": lambda: wrap(Handover, "_reach", "after"),
     "after it is written down": lambda: wrap(Connections, "begin", "after"),
-    "before the descriptor": lambda: wrap(
-        socket, "send_fds", "before", lambda _, s, b, f, *x: len(b[0]) == _COURIER
-    ),
-    "after the descriptor": lambda: wrap(
-        socket, "send_fds", "after", lambda _, s, b, f, *x: len(b[0]) == _COURIER
-    ),
+    "before the descriptor": lambda: wrap(socket, "send_fds", "before", _is_courier),
+    "after the descriptor": lambda: wrap(socket, "send_fds", "after", _is_courier),
     "after it is counted": lambda: wrap(Counters, "accepted", "after"),
     "after it is marked as counted": lambda: wrap(Connections, "counted", "after"),
     "after the drain": lambda: wrap(socket.socket, "recv", "after", _is_drained),

@@ -19,10 +19,13 @@ import pytest
 
 import hvsock
 from hvsock.fabric import client, messages
+from hvsock.fabric.messages import Established
 from hvsock.registry import Registry
 from hvsock.sockets.accepting import COURIER_SECONDS
 
 assert sys.platform == "linux"
+
+from tests.fabric.fake_device import DeviceEnd, FakeDevice, begin_connect, connected
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child
 from .steps import (
@@ -47,12 +50,20 @@ class World:
     broker: BrokerProcess
     service_id: str
     guest: str
+    guest_id: str
 
     def connector(self, type_: int = socket.SOCK_STREAM) -> hvsock.socket:
         """A socket in the VM with a connect under way; the broker may die of it at any time."""
         sock = hvsock.socket(type=type_, partition=self.guest)
         sock.setblocking(False)
         assert sock.connect_ex((hvsock.HV_GUID_PARENT, self.service_id)) == errno.EINPROGRESS
+        return sock
+
+    def connector_to_guest(self, type_: int = socket.SOCK_STREAM) -> hvsock.socket:
+        """A socket on the host with a connect to the VM under way."""
+        sock = hvsock.socket(type=type_, partition=self.broker.host)
+        sock.setblocking(False)
+        assert sock.connect_ex((self.guest_id, self.service_id)) == errno.EINPROGRESS
         return sock
 
     def listener(self, type_: int = socket.SOCK_STREAM, backlog: int = 128) -> hvsock.socket:
@@ -74,9 +85,9 @@ def _world(folder: Path, step: str | None = None, *, stop: bool = False) -> Iter
     broker = BrokerProcess(str(folder / "fabric"), step, stop=stop)
     try:
         with Registry(os.path.join(broker.folder, "registry")) as registry:
-            service = registry.register("Stepped")
-        guest = client.call(broker.host, "partition.create", name="vm", kind="vm")["folder"]
-        yield World(broker, service.id, guest)
+            service = registry.register("Stepped", port_alias=7)
+        vm = client.call(broker.host, "partition.create", name="vm", kind="vm")
+        yield World(broker, service.id, vm["folder"], vm["id"])
     finally:
         broker.close()
 
@@ -142,6 +153,121 @@ def test_broker_is_killed_at_a_step_of_a_connect(tmp_path: Path, step: str, type
         counted = counts["accepted"] + 1
         counts = world.counts()
         assert (counts["open"], counts["accepted"]) == (0, counted)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("step", [step for step in CONNECT_STEPS if step != "after the drain"])
+def test_broker_is_killed_at_a_step_of_a_connect_to_a_guest(tmp_path: Path, step: str, type_: int) -> None:
+    """Until the descriptor is with the device the connect is refused; then the device decides."""
+    with _world(tmp_path, step) as world, FakeDevice(world.guest) as device:
+        with world.connector_to_guest(type_) as near:
+            assert world.broker.wait_for_end() == -signal.SIGKILL
+            if step in DELIVERED:
+                with device.take_end() as far:
+                    assert select.select([], [near], [], 0)[1] == []
+                    far.establish()
+                    assert _outcome(near) == 0
+                    world.broker.start()
+                    assert world.counts()["open"] == 1
+                    _exchange_marked(near, far)
+            else:
+                assert _outcome(near) == errno.ECONNREFUSED
+                world.broker.start()
+        with world.connector_to_guest(type_) as near, device.take_end() as far:
+            far.refuse()
+            assert _outcome(near) == errno.ECONNREFUSED
+        counts = world.counts()
+        assert counts["accepted"] == (2 if step == "after it is counted" else step in DELIVERED) + 1
+        assert counts["open"] == 0
+
+
+@pytest.mark.parametrize("step", CONNECT_STEPS)
+def test_broker_is_killed_at_a_step_of_a_guests_connect(tmp_path: Path, step: str) -> None:
+    """What is delivered has its end mark, and nothing but what the device expects is ahead of the payload."""
+    with _world(tmp_path, step) as world, world.listener() as listener:
+        service_id = hvsock.ServiceId(world.service_id)
+        address = hvsock.HV_GUID_PARENT, service_id
+        with begin_connect(world.guest, address) as far:
+            assert world.broker.wait_for_end() == -signal.SIGKILL
+            if step in DELIVERED:
+                assert _readable(listener)
+                near, _ = listener.accept()
+                assert connected(far) == Established(service_id=service_id)
+                near.settimeout(PATIENCE_SECONDS)
+                _exchange_marked(near, far)
+            else:
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                assert select.select([], [far.sock], [], PATIENCE_SECONDS)[1]
+                assert far.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        world.broker.start()
+        with begin_connect(world.guest, address) as far:
+            assert _readable(listener)
+            near, _ = listener.accept()
+            assert connected(far) == Established(service_id=service_id)
+            near.settimeout(PATIENCE_SECONDS)
+            _exchange_marked(near, far)
+
+
+def _exchange_marked(near: hvsock.socket, far: DeviceEnd) -> None:
+    """Data both ways; the device's end without a mark is a reset."""
+    near.settimeout(PATIENCE_SECONDS)
+    with near:
+        near.sendall(b"first words of the host")
+        assert far.sock.recv(10_000) == b"first words of the host"
+        far.sock.sendall(b"first words of the guest")
+        assert near.recv(10_000) == b"first words of the guest"
+        far.close()
+        with pytest.raises(ConnectionResetError):
+            near.recv(10_000)
+
+
+DEVICE_STAGES = ("before it takes it", "taken", "told", "established", "marked")
+
+
+@pytest.mark.parametrize("stage", DEVICE_STAGES)
+def test_device_is_killed(tmp_path: Path, stage: str) -> None:
+    """A pending connect is refused, a connection is reset unless it was marked, and another device may serve."""
+    with _world(tmp_path) as world:
+
+        def serve() -> None:
+            with FakeDevice(world.guest) as device:
+                os.write(writing, b"!")
+                if stage == "before it takes it":
+                    select.select([device.listener], [], [])
+                    os.kill(os.getpid(), signal.SIGKILL)
+                far = device.take_end()
+                if stage == "told":
+                    socket.send_fds(far.sock, [Established().pack()], [far.mark.fileno()])
+                elif stage != "taken":
+                    far.establish()
+                    far.sock.sendall(b"last words")
+                if stage == "marked":
+                    far.mark.set()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        reading, writing = os.pipe()
+        with child(serve) as pid:
+            os.read(reading, 1)
+            with world.connector_to_guest() as near:
+                os.waitpid(pid, 0)
+                if stage in ("established", "marked"):
+                    assert _outcome(near) == 0
+                    near.settimeout(PATIENCE_SECONDS)
+                    assert near.recv(100) == b"last words"
+                    if stage == "marked":
+                        assert near.recv(100) == b""
+                    else:
+                        with pytest.raises(ConnectionResetError):
+                            near.recv(100)
+                else:
+                    assert _outcome(near) == errno.ECONNREFUSED
+        os.close(reading)
+        os.close(writing)
+        with FakeDevice(world.guest) as device, world.connector_to_guest() as near, device.take_end() as far:
+            far.establish()
+            assert _outcome(near) == 0
+            _exchange_marked(near, far)
 
 
 @pytest.mark.parametrize("step", REFUSAL_STEPS)

@@ -389,7 +389,9 @@ class TestShortOfDescriptors:
                 sock.recv(10)
 
     @pytest.mark.parametrize("free", [1, 2])
-    def test_at_an_accept(self, world: World, service_id: ServiceId, free: int) -> None:
+    def test_at_an_accept(
+        self, world: World, service_id: ServiceId, free: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Besides the spare descriptor, it takes one for the courier and one for the connection or its mark."""
         with (
             world.listener(world.host, HV_GUID_CHILDREN, service_id) as listener,
@@ -399,6 +401,7 @@ class TestShortOfDescriptors:
             # the broker is a thread of this process, and has to be done with its descriptors
             assert client.call(world.host.folder, "status")["undelivered"] == 1
             accepting.spare.keep()
+            monkeypatch.setattr(accepting, "COURIER_SECONDS", 0.0)  # it does not wait for what others may close
             with contextlib.ExitStack() as stack:
                 stack.enter_context(exhausted(but=free))
                 if free == 1:

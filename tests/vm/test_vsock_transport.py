@@ -1,22 +1,32 @@
-"""The vsock transport in real guests without a device, over the kernel's own loopback."""
+"""The vsock transport in real guests: over the kernel's own loopback, and to the host by a device."""
 
 from __future__ import annotations
 
 import json
+import socket as stdlib
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hvsock
+from hvsock.addresses import ServiceId
+from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.testing import applicable_checks
 
 assert sys.platform == "linux"
 
+from hvsock.fabric import client
+from hvsock.vm import launch
 from hvsock.vm.overlay import overlay
 from hvsock.vm.runs import Run
-from tests.vm.guest_scripts import vsock_conformance, vsock_sockets
-from tests.vm.support import default_guest, guest_image, needs_qemu, started, wait_for_line
+from tests.vm.guest_scripts import vsock_conformance, vsock_host, vsock_sockets
+from tests.vm.guest_scripts.vsock_host import Services
+from tests.vm.support import PATIENCE, default_guest, guest_image, needs_qemu, started, wait_for_line
 
 pytestmark = [needs_qemu, pytest.mark.timeout(300)]
 
@@ -24,31 +34,95 @@ SCRIPTS = Path(__file__).parent / "guest_scripts"
 END = "\nthat was all"
 
 
-def results_of(series: str, script: str, folder: Path) -> dict[str, Any]:
-    """What a script in the guest with that kernel says of its checks."""
-    made = guest_image(series)
+def bring(script: str, folder: Path) -> Iterator[bytes]:
+    """An archive with a script, which runs in place of the guest's own program."""
     brought = folder / "overlay" / "root"
     brought.mkdir(parents=True)
     brought.joinpath(script).write_bytes(SCRIPTS.joinpath(script).read_bytes())
-    run = Run(str(folder), "loopback")
-    command = f"python3 /root/{script}; echo; echo that was all"
-    archive = overlay(str(brought.parent), command)
-    with started(run, default_guest("loopback", made), made=made, overlay=archive):
-        said = wait_for_line(run, END)
+    return overlay(str(brought.parent), f"python3 /root/{script}; echo; echo that was all")
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    """What the script in a guest says of its checks."""
+    said = wait_for_line(run, END)
     # the guest's shell writes its prompt whenever it likes
     found, _ = json.JSONDecoder().raw_decode(said, said.index('{"checks"'))
     checks: dict[str, Any] = found["checks"]
     return checks
 
 
+def loopback(series: str, script: str, folder: Path) -> dict[str, Any]:
+    """What a script says in a guest with that kernel, and without a device."""
+    made = guest_image(series)
+    run = Run(str(folder), "loopback")
+    with started(run, default_guest("loopback", made), made=made, overlay=bring(script, folder)):
+        return results_of(run)
+
+
 @pytest.mark.parametrize("series", ["6.1", "6.12"])
 def test_conformance(series: str, tmp_path: Path) -> None:
     """Every check of the suite that the kernel's AF_VSOCK can pass."""
-    results = results_of(series, "vsock_conformance.py", tmp_path)
+    results = loopback(series, "vsock_conformance.py", tmp_path)
     assert results == dict.fromkeys(applicable_checks(vsock_conformance.FEATURES), "passed")
 
 
 @pytest.mark.parametrize("series", ["6.1", "6.12"])
 def test_sockets(series: str, tmp_path: Path) -> None:
-    results = results_of(series, "vsock_sockets.py", tmp_path)
+    results = loopback(series, "vsock_sockets.py", tmp_path)
     assert results == dict.fromkeys(vsock_sockets.CHECKS, "passed")
+
+
+@contextmanager
+def echoing(name: str, type: int = stdlib.SOCK_STREAM) -> Iterator[None]:
+    """A service of the host that echoes, each connection in a thread."""
+
+    def answer(sock: hvsock.socket) -> None:
+        with sock:
+            while data := sock.recv(256 * 1024):
+                sock.sendall(data)
+            sock.shutdown(stdlib.SHUT_WR)
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = server.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=answer, args=(sock,)))
+            threads[-1].start()
+
+    with hvsock.create_server(("children", name), type=type) as server:
+        threads = [threading.Thread(target=serve)]
+        threads[0].start()
+        try:
+            yield
+        finally:
+            server.shutdown(stdlib.SHUT_RDWR)
+            threads[0].join()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("series", ["6.1", "6.12"])
+def test_the_host_of_a_guest(series: str, hvsock_fabric: EmbeddedFabric, tmp_path: Path) -> None:
+    made = guest_image(series)
+    partition = hvsock_fabric.create_partition("web01")
+    hvsock_fabric.registry.register(Services.ECHO, port_alias=vsock_host.ALIAS)
+    hvsock_fabric.register(Services.MESSAGES, ServiceId.from_port(5_001))
+    hvsock_fabric.register(Services.NO_PORT)
+    hvsock_fabric.register(Services.SILENT, ServiceId.from_port(5_002))
+    listening = hvsock_fabric.register("in the guest", ServiceId.from_port(vsock_host.GUEST_PORT))
+    cid = client.call(hvsock_fabric.host.folder, "resolve", vm="web01", service=None)["cid"]
+    run = Run(hvsock_fabric.folder, "web01")
+    settings = default_guest("web01", made, vm_id=str(partition.id), device=launch.device_command("web01", cid))
+    with ExitStack() as stack:
+        stack.enter_context(echoing(Services.ECHO))
+        stack.enter_context(echoing(Services.MESSAGES, stdlib.SOCK_SEQPACKET))
+        stack.enter_context(started(run, settings, made=made, overlay=bring("vsock_host.py", tmp_path)))
+        target = (partition.id, listening.id)
+        with hvsock.create_connection(target, timeout=PATIENCE, retry=True) as sock:
+            assert sock.getpeername() == target
+            sock.sendall(b"the host")
+            assert sock.recv(99) == b"who? the host"
+            assert sock.recv(99) == b""
+        assert results_of(run) == dict.fromkeys(vsock_host.CHECKS, "passed")

@@ -14,8 +14,9 @@ from hvsock.cli.names import complete_addresses, complete_services
 from hvsock.cli.outcome import ExitCode, say
 from hvsock.cli.output import console_for_errors
 from hvsock.cli.sessions import address_of, check_session, describe, echo_back, execute, pipe, session_options
+from hvsock.sockets.chosen import socket
 from hvsock.sockets.helpers import wait_for_service
-from hvsock.sockets.socket import ANSWER_GRACE_SECONDS, socket
+from hvsock.sockets.socket import ANSWER_GRACE_SECONDS
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")

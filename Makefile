@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test soak check bench clean
+.PHONY: setup qemu demo test soak check bench clean
 
 setup: $(VENV)/.dev-installed
 
@@ -28,13 +28,17 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.runtime-installed
 	$(PIP) install --group dev
 	@touch $@
 
-demo: $(VENV)/.runtime-installed
+# QEMU for real VMs, installed when root and apt are there; else one line says what to run.
+qemu:
+	@tools/install-qemu
+
+demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
-test: setup
+test: setup qemu
 	$(BIN)/python -m pytest
 
-soak: setup
+soak: setup qemu
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest --timeout=7200 -o faulthandler_timeout=7100
 
 check: setup

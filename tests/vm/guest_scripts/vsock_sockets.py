@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket as stdlib
+import ssl
 import struct
 import threading
 import traceback
@@ -382,6 +383,40 @@ def check_asyncio() -> None:
             assert isinstance(error, ConnectionRefusedError)
 
     asyncio.run(main())
+
+
+def check_tls() -> None:
+    def context(side: ssl._SSLMethod) -> ssl.SSLContext:
+        """Without certificates: what is looked at is the way, not who is there."""
+        made = ssl.SSLContext(side)
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+        made.maximum_version = ssl.TLSVersion.TLSv1_2
+        made.set_ciphers("aNULL:@SECLEVEL=0")
+        return made
+
+    def serve(sock: hvsock.socket) -> None:
+        with context(ssl.PROTOCOL_TLS_SERVER).wrap_socket(sock, server_side=True) as wrapped:
+            left = len(data)
+            while left:
+                piece = wrapped.recv(left)
+                assert piece
+                wrapped.sendall(piece)
+                left -= len(piece)
+            assert wrapped.recv(1) == b""
+
+    data = os.urandom(300_000)
+    with connected() as (near, far):
+        thread = threading.Thread(target=serve, args=(far,))
+        thread.start()
+        with context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(near) as wrapped:
+            sender = threading.Thread(target=wrapped.sendall, args=(data,))
+            sender.start()
+            with wrapped.makefile("rb") as file:
+                assert file.read(len(data)) == data
+            sender.join()
+            wrapped.unwrap().close()
+        thread.join()
 
 
 def check_helpers() -> None:

@@ -58,7 +58,8 @@ class socket(fabric.socket):
     Args:
         family, type, proto: as for the fabric's.
         fileno: a descriptor of an AF_VSOCK socket, or of an end of :func:`hvsock.socketpair`, that becomes
-            this object's own. It shows ports where the program that made it may have named services.
+            this object's own. It shows ports where the program that made it may have named services, and as
+            a listener it takes connections from everywhere.
         partition: there are no partition folders in a guest; None.
 
     Raises:

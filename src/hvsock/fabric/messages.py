@@ -37,8 +37,6 @@ MAX_REFUSAL_BYTES: Final = 1024
 DONE: Final = b"\x06"
 """Last byte of a courier: the request is drained, the connection is the accepter's alone (ASCII ACK)."""
 
-NO_PORT: Final = 0xFFFFFFFF
-"""Port of a service that has none for AF_VSOCK: it is not of the template, and has no alias."""
 
 _MAGIC = b"HVS\x01"
 _DEVICE_MAGIC = b"HVD\x01"
@@ -248,8 +246,15 @@ class Courier:
         return Courier(*_unpack_courier(data, _MAGIC))
 
     def _pack(self, magic: bytes) -> bytes:
-        ends = (half.to_bytes_le() for end in (self.own, self.peer) for half in end)
-        return _COURIER.pack(magic, self.flags, *ends, self.token)
+        return _COURIER.pack(
+            magic,
+            self.flags,
+            self.own.vm_id.to_bytes_le(),
+            self.own.service_id.to_bytes_le(),
+            self.peer.vm_id.to_bytes_le(),
+            self.peer.service_id.to_bytes_le(),
+            self.token,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

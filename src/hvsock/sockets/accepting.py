@@ -114,7 +114,7 @@ def _receive(link: socket.socket, deadline: float) -> Delivered | None:
         _close_all(descriptors)
         return None
     link.recv(messages.COURIER_BYTES, socket.MSG_DONTWAIT)
-    if not courier.flags & Flag.END_MARK:
+    if courier.flags is Flag.NONE or not courier.flags & Flag.END_MARK:  # the first is quicker, and the rule
         _close_all(descriptors[1:])
         return Delivered(descriptors[0], courier) if descriptors else None
     mark = EndMark.received(descriptors.pop()) if len(descriptors) == _MOST_DESCRIPTORS else None

@@ -63,6 +63,7 @@ class Listener:
         flags: options of the socket at its bind; DEVICE makes it the one of a VM's device.
         listening: whether listen() was called.
         waiting: connects that found its backlog full, the oldest first.
+        device: whether it is the one of a VM's device.
     """
 
     id: bytes
@@ -75,16 +76,15 @@ class Listener:
     flags: Flag = Flag.NONE
     listening: bool = False
     waiting: OrderedDict[Handover, None] = field(default_factory=OrderedDict)
+    device: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.device = bool(self.flags & Flag.DEVICE)
 
     @property
     def key(self) -> tuple[VmId, ServiceId]:
         """What connects look it up by."""
         return self.partition, self.service_id
-
-    @property
-    def device(self) -> bool:
-        """Whether it is the one of a VM's device."""
-        return bool(self.flags & Flag.DEVICE)
 
 
 class Listeners:

@@ -338,6 +338,12 @@ def test_a_guest_learns_no_names_and_no_reasons(fabric: EmbeddedFabric, guest: P
             client.call(guest.folder, "explain", vm=vm, service=service.id)
     with pytest.raises(RefusedError):
         client.call(guest.folder, "explain", source="secret", vm="parent", service=service.id)
+    cid = next(one["cid"] for one in host_call(fabric, "partition.list") if one["name"] == "secret")
+    answers = [
+        client.call(guest.folder, "explain", vm=vm, service=service.id)["error"]
+        for vm in (other.id, VmId.from_cid(cid), VmId.new(), VmId.from_cid(cid + 1000))
+    ]
+    assert answers == answers[:1] * 4, "whether there is such a partition is not told"
 
 
 # -- names and explanations

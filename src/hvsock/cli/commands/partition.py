@@ -76,7 +76,7 @@ def create(
 def remove(name: str, as_json: bool) -> None:
     """Remove the partition NAME, with its listeners and the services' settings for it.
 
-    New connections are refused; those under way between two local processes go on.
+    New connections are refused, and those of a VM are reset; those under way between two local processes go on.
     """
     removed = client.call(paths.partition_folder(), "partition.remove", name=name)
     if as_json:

@@ -153,7 +153,7 @@ def _partition_create(broker: Broker, client: Client, call: dict[str, Any]) -> A
 
 
 def _partition_remove(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
-    """admin: remove a partition; its connections go on, new ones are refused."""
+    """admin: remove a partition; new connections are refused, and those of a VM are reset by its device."""
     _admin_only(broker, client)
     partition = _partition(broker, _required(call, "name"))
     shown = _show_partition(broker, partition)

@@ -15,6 +15,8 @@ import hvsock
 from hvsock.addresses import SERVICE_WILDCARD
 from hvsock.testing import Features, applicable_checks, check_stream
 
+assert sys.platform == "linux"
+
 FEATURES = Features(resets=False, delivers_before_reset=False)
 """Linux shows a reset of AF_VSOCK as an end of stream, and sends none for data left unread at a close."""
 WAIT_SECONDS = 30.0

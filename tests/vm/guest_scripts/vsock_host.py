@@ -11,6 +11,7 @@ import json
 import os
 import socket as stdlib
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 
 import hvsock
 from hvsock.addresses import SERVICE_WILDCARD
+
+assert sys.platform == "linux"
 
 ALIAS = 5_000
 """The port alias of Services.ECHO."""

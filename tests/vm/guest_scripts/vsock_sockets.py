@@ -15,6 +15,7 @@ import signal
 import socket as stdlib
 import ssl
 import struct
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from typing import Any, TypeVar
 import hvsock
 from hvsock.addresses import SERVICE_WILDCARD
 from hvsock.sockets.plain import to_plain
+
+assert sys.platform == "linux"
 
 NOBODY = hvsock.ServiceId.from_port(60_001)
 """Nothing listens there."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from .connection import Connection, Reason
 
-_SUMS = ("packets_from_guest", "packets_to_guest", "bytes_from_guest", "bytes_to_guest", "stalls")
+SUMS: Final = ("packets_from_guest", "packets_to_guest", "bytes_from_guest", "bytes_to_guest", "stalls")
+"""What is counted of a connection, and summed up."""
 
 
 class Totals:
@@ -24,12 +25,12 @@ class Totals:
     def __init__(self) -> None:
         self.opened = 0
         self.ended: Counter[Reason] = Counter()
-        self._sums = dict.fromkeys(_SUMS, 0)
+        self._sums = dict.fromkeys(SUMS, 0)
 
     def add(self, connection: Connection, reason: Reason) -> None:
         """Take over the counts of a connection that ended."""
         self.ended[reason] += 1
-        for name in _SUMS:
+        for name in SUMS:
             self._sums[name] += getattr(connection, name)
 
     def report(self, live: Iterable[Connection]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ class Totals:
         sums, count = dict(self._sums), 0
         for connection in live:
             count += 1
-            for name in _SUMS:
+            for name in SUMS:
                 sums[name] += getattr(connection, name)
         ended = {reason.value: number for reason, number in sorted(self.ended.items())}
         return {"open": count, "opened": self.opened, **sums, "ended": ended}

@@ -12,6 +12,8 @@ the guest is forgotten when the guest begins a new connection between the same p
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from .connection import TABLE, Act, Connection, End, Reason, State
@@ -267,10 +269,14 @@ class Muxer:
 
     # -- watching
 
+    def live(self) -> Iterator[Connection]:
+        """All connections that there are; nothing may change while they are gone through."""
+        return itertools.chain(self.table.values(), self._flushing)
+
     def report(self) -> dict[str, Any]:
-        """Counts of the VM, by service and of each connection, as JSON takes them."""
+        """Counts of the VM and by service, as JSON takes them."""
         live: dict[str, list[Connection]] = {name: [] for name in self.counted}
-        for connection in [*self.table.values(), *self._flushing]:
+        for connection in self.live():
             if connection.service:
                 live[connection.service].append(connection)
         return {

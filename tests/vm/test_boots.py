@@ -99,6 +99,26 @@ def test_pause_reset_and_a_killed_device(hvsock_fabric: EmbeddedFabric, guest: I
         assert after.device_pid not in (0, before["device_pid"])
         echo(b"hello again")
         control.ask(run, "reset")
+        os.kill(run.record().device_pid, signal.SIGKILL)  # while the guest cannot let go of its device yet
         wait_for_line(run, "hvsock guest ready", 2)
         echo(b"and again")
-        assert run.record().state is State.RUNNING
+        wait_until(lambda: run.record().device_restarts == 2)
+        assert (run.record().state, run.record().reason) == (State.RUNNING, "")
+
+
+def test_a_device_that_ends_again_and_again(hvsock_fabric: EmbeddedFabric, guest: Image) -> None:
+    """The guest goes on without sockets, and there is a word about it."""
+    partition = hvsock_fabric.create_partition("web01")
+    run = Run(hvsock_fabric.folder, "web01")
+    cid = client.call(hvsock_fabric.host.folder, "resolve", vm="web01", service=None)["cid"]
+    script = 'test ! -e ended && touch ended && exec "$@"; exit 3'
+    device = ("/bin/sh", "-c", script, "sh", *launch.device_command("web01", cid))
+    settings = default_guest("web01", guest, vm_id=str(partition.id), device=device)
+    with started(run, settings, made=guest, overlay=overlay(command="sleep 9999")):
+        control.ask(run, "wait", seconds=PATIENCE)
+        os.kill(run.record().device_pid, signal.SIGKILL)
+        wait_until(lambda: "in a row" in run.record().reason)
+        record = run.record()
+        assert record.reason.startswith("without sockets: the vsock device cannot be plugged in again")
+        assert "ended with code 3" in record.reason
+        assert (record.state, record.device_pid, record.device_restarts) == (State.RUNNING, 0, 0)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import IO, Any, Final
 
-from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from hvsock.errors import HvsockError, ProtocolError, StateError
 
@@ -34,8 +34,10 @@ LOOK_SECONDS: Final = 0.02
 """Pause between two looks for a file."""
 QUIT_SECONDS: Final = 3.0
 """How long QEMU may take to end when it is told to."""
-UNPLUG_SECONDS: Final = 20.0
-"""How long a guest may take to let go of its vsock device; a guest that just starts lets go when it is up."""
+UNPLUG_SECONDS: Final = 60.0
+"""How long a guest may take to let go of its vsock device: one that has just been started has to come up first."""
+ASK_AGAIN_SECONDS: Final = 1.5
+"""Pause before the guest is asked again; QEMU refuses to for one second."""
 MAX_DEVICE_RESTARTS: Final = 5
 """How often in a row the device's process is started again: one that ends each time will not get better."""
 STEADY_SECONDS: Final = 60.0
@@ -58,7 +60,8 @@ class Supervisor:
         self._qmp = QMPClient(settings.name)
         self._qemu: asyncio.subprocess.Process | None = None
         self._device: asyncio.subprocess.Process | None = None
-        self._plugged = 0
+        self._is_plugged = bool(settings.device)
+        self._chardevs = 0
         self._ended = asyncio.Event()
         self._changed = asyncio.Condition()
         self._asked = ""
@@ -136,7 +139,7 @@ class Supervisor:
     @property
     def _chardev(self) -> str:
         """The id of QEMU's connection to the device's process; each has one of its own."""
-        return f"vsock-{self._plugged}"
+        return f"vsock-{self._chardevs}"
 
     async def _start_device(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -193,54 +196,61 @@ class Supervisor:
 
     async def _watch_device(self) -> None:
         """Start the device's process again each time when it ends, as long as that makes sense."""
-        in_a_row = 0
+        in_a_row, problem = 0, ""
         while True:
             assert self._device is not None
             begun = time.monotonic()
             await self._device.wait()
-            await self._change(device_pid=0)
+            problem = problem or f"the vsock device {children.ending(self._device)}"
             in_a_row = 1 if time.monotonic() - begun > STEADY_SECONDS else in_a_row + 1
-            ending = children.ending(self._device)
-            if in_a_row > MAX_DEVICE_RESTARTS:
-                await self._change(
-                    reason=f"without sockets: the vsock device {ending}, {in_a_row} times in a row; "
-                    "start the VM again to have them back"
-                )
+            last = in_a_row > MAX_DEVICE_RESTARTS
+            cure = f", {in_a_row} times in a row; start the VM again to have them back" if last else ""
+            await self._change(device_pid=0, reason=f"without sockets: {problem}{cure}")
+            if last:
                 return
             try:
                 await self._replug()
             except (HvsockError, OSError, QMPError) as error:
-                await self._change(
-                    reason=f"without sockets: the vsock device {ending}, and not plugged in: {error}"
-                )
-                return
-            await self._change(device_restarts=self._record.device_restarts + 1)
+                problem = f"the vsock device cannot be plugged in again: {error}"
+                await children.end(self._device)
+            else:
+                problem = ""
+                await self._change(device_restarts=self._record.device_restarts + 1, reason="")
 
     async def _replug(self) -> None:
         """Plug the device out, and in again with another process behind it.
 
         Raises:
-            StateError: the guest does not let go of it.
+            StateError: the guest does not let go of it, or the process does not start.
             QMPError: QEMU refuses.
         """
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._record.state is not State.PAUSED
-            )  # only then can a guest let go
-        with self._qmp.listener("DEVICE_DELETED", _is_of_vsock) as gone:
-            await self._qmp.execute("device_del", {"id": qemu.VSOCK})
-            try:
-                await asyncio.wait_for(gone.get(), UNPLUG_SECONDS)
-            except TimeoutError:
-                raise StateError(f"the guest did not let go of it in {UNPLUG_SECONDS:g} s") from None
-        await self._qmp.execute("chardev-remove", {"id": self._chardev})
-        self._plugged += 1
+        async with self._changed:  # a guest that is paused cannot let go
+            await self._changed.wait_for(lambda: self._record.state is not State.PAUSED)
+        if self._is_plugged:
+            with self._qmp.listener("DEVICE_DELETED", _is_of_vsock) as gone:
+                await self._unplug(gone)
+            await self._qmp.execute("chardev-remove", {"id": self._chardev})
+            self._is_plugged = False
+        self._chardevs += 1
         await self._start_device()
         address = {"type": "unix", "data": {"path": qemu.DEVICE_SOCKET}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await _patiently(lambda: self._qmp.execute("chardev-add", {"id": self._chardev, "backend": backend}))
         device = {"driver": "vhost-user-vsock-pci", "id": qemu.VSOCK, "chardev": self._chardev}
         await self._qmp.execute("device_add", device)
+        self._is_plugged = True
+
+    async def _unplug(self, gone: EventListener) -> None:
+        """Ask the guest to let go of the device until it does; one that still starts does not hear it at first."""
+        deadline = time.monotonic() + UNPLUG_SECONDS
+        while True:
+            with contextlib.suppress(ExecuteError):  # QEMU asked a moment ago, or the device has just gone
+                await self._qmp.execute("device_del", {"id": qemu.VSOCK})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.get(), ASK_AGAIN_SECONDS)
+                return
+            if time.monotonic() > deadline:
+                raise StateError(f"the guest did not let go of it in {UNPLUG_SECONDS:g} s")
 
     # -- ending
 

@@ -27,6 +27,7 @@ from hvsock.testing.fabric import fabric
 
 from .connects import broker_process, fabric_rate, fill, memory_of_connections, unix_rate
 from .pairs import MakePair, fabric_pair, round_trip, tcp_pair, throughput, unix_pair
+from .ratios import Ratio
 
 if sys.platform != "linux":
     raise SystemExit("the benchmarks need Linux")
@@ -87,18 +88,16 @@ def row(
 ) -> Row:
     """The row of figures `own` against the yardstick's, measured in turn."""
     name, other, again = yardstick
-    ratio = statistics.median(a / ((b + c) / 2) for a, b, c in zip(own, other, again, strict=True))
-    low, _, high = statistics.quantiles([b / c for b, c in zip(other, again, strict=True)], n=4)
-    met = ratio >= aim or ratio >= aim * low if more_is_better else ratio <= aim or ratio <= aim * high
+    ratio = Ratio.of(own, other, again)
     label, scale = unit
     return Row(
         work,
         f"{statistics.median(own) * scale:,.1f} {label}",
         f"{name}: {statistics.median(other + again) * scale:,.1f} {label}",
-        round(ratio, 3),
-        (round(low, 3), round(high, 3)),
+        ratio.value,
+        ratio.spread,
         f"{'at least' if more_is_better else 'at most'} {aim:g}x",
-        met,
+        ratio.meets(aim, more_is_better=more_is_better),
     )
 
 

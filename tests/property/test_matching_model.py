@@ -23,6 +23,7 @@ from hvsock.addresses import (
     HV_GUID_PARENT,
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
+    SERVICE_WILDCARD,
     ServiceId,
     VmId,
 )
@@ -170,6 +171,7 @@ class Listener:
     vm_id: VmId
     type: int = 1
     listening: bool = True
+    device: bool = False
 
 
 @st.composite
@@ -264,7 +266,7 @@ def test_what_can_be_bound_is_what_could_be_taken(plan: Plan) -> None:
 
 @dataclass
 class Case:
-    """A fabric with a service or none, the same sockets in every partition, and who asks."""
+    """A fabric with a service or none, the same sockets in every partition, a device in each VM, and who asks."""
 
     plan: Plan
     registered: bool
@@ -273,11 +275,16 @@ class Case:
     bound: list[Listener]
     type: int
     subject: Subject | None
+    device: Listener | None
+    port: int | None
 
     def rules(self) -> Rules[Listener]:
         """The same fabric as the rules see it."""
-        services = {ECHO: Service(ECHO, "echo", self.general, self.per_vm)} if self.registered else {}
+        services = {ECHO: Service(ECHO, "echo", self.general, self.per_vm, self.port)} if self.registered else {}
         listeners = {(id_of(number), ECHO): self.bound for number in self.plan.numbers}
+        if self.device is not None:
+            vms = [number for number in self.plan.numbers if self.plan.kinds[number] == "vm"]
+            listeners |= {(id_of(number), SERVICE_WILDCARD): [self.device] for number in vms}
         return Rules(self.plan.tree(), services, listeners, OWNER)
 
     def questions(self) -> Iterator[tuple[int, bool, VmId]]:
@@ -352,8 +359,11 @@ class Case:
                 bound: one for bound, one in there.items() if bound not in (HV_GUID_WILDCARD, HV_GUID_CHILDREN)
             }
         winner = self.plan.winner(target, list(there), source, passthru)
-        if winner is None:
-            return errno.ECONNREFUSED
+        if winner is None:  # what no listener of a VM takes is asked of its guest, by the service's port
+            asked = self.device if self.plan.kinds[target] == "vm" and not loopback else None
+            if asked is None or not asked.listening or self.port is None:
+                return errno.ECONNREFUSED
+            return asked
         return there[winner] if there[winner].type == self.type else errno.EPROTOTYPE
 
     def bind(self, where: int, to: VmId) -> int | None:
@@ -381,6 +391,8 @@ settings_of_a_service = st.builds(
 subjects = st.none() | st.builds(Subject, uid=st.sampled_from([0, 7, 8, 1000]), gids=few)
 socket_types = st.sampled_from([1, 1, 1, 5])
 
+devices = st.builds(Listener, st.just(HV_GUID_WILDCARD), listening=st.booleans(), device=st.just(True))
+
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
@@ -397,6 +409,8 @@ def cases(draw: st.DrawFn) -> Case:
         ],
         type=draw(socket_types),
         subject=draw(subjects),
+        device=draw(st.none() | devices),
+        port=draw(st.none() | st.just(7)),
     )
 
 
@@ -410,6 +424,7 @@ def test_connect_comes_to_the_verdict_of_the_model(case: Case) -> None:
         expected = case.connect(source, passthru, to)
         if isinstance(verdict, Grant):
             assert verdict.listener == expected
+            assert verdict.port == (case.port if verdict.listener.device else None)
             assert verdict.target.id == id_of(case.plan.destinations(source, passthru)[to])
         else:
             assert verdict.errno == expected

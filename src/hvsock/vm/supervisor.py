@@ -38,6 +38,8 @@ UNPLUG_SECONDS: Final = 60.0
 """How long a guest may take to let go of its vsock device: one that has just been started has to come up first."""
 ASK_AGAIN_SECONDS: Final = 1.5
 """Pause before the guest is asked again; QEMU refuses to for one second."""
+ANSWER_SECONDS: Final = 1.0
+"""How long those who asked may take to get their answer before the supervisor ends; silent ones get none."""
 MAX_DEVICE_RESTARTS: Final = 5
 """How often in a row the device's process is started again: one that ends each time will not get better."""
 STEADY_SECONDS: Final = 60.0
@@ -65,6 +67,7 @@ class Supervisor:
         self._ended = asyncio.Event()
         self._changed = asyncio.Condition()
         self._asked = ""
+        self._answering: set[asyncio.Task[Any]] = set()
         hardware = settings.hardware
         self._record = Record(
             name=settings.name,
@@ -110,6 +113,8 @@ class Supervisor:
             await self._end_all()
             if server is not None:
                 server.close()
+            if self._answering:
+                await asyncio.wait(self._answering, timeout=ANSWER_SECONDS)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(CONTROL_SOCKET)
 
@@ -293,6 +298,10 @@ class Supervisor:
     # -- being asked
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
         try:
             answer = await self._answer(await reader.readline())
             writer.write(json.dumps(answer).encode() + b"\n")

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup qemu demo test soak check bench clean
+.PHONY: setup qemu demo test soak check bench bench-vm clean
 
 setup: $(VENV)/.dev-installed
 
@@ -49,6 +49,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-vm: setup qemu
+	$(BIN)/python -m benchmarks.vm
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -11,15 +12,16 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from hvsock.addresses import HV_GUID_PARENT, Address, ServiceId, VmId
+from hvsock.addresses import HV_GUID_PARENT, SERVICE_WILDCARD, Address, ServiceId, VmId
 from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_DEFAULT, VSOCK_BROKER_PORT
 from hvsock.errors import ProtocolError
-from hvsock.fabric import messages, paths
+from hvsock.fabric import client, messages, passing, paths
+from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import Established, Flag, Op, Request
-from hvsock.virtio.connection import BROKEN, Connection
+from hvsock.virtio.connection import BROKEN, Connection, Reason
 from hvsock.virtio.packet import HOST_CID, STREAM
 
-from .ends import HostEnd, new_mark
+from .ends import HostEnd
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
@@ -30,13 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS: Final = 0.005
-"""Pause of a connect that finds the broker's queue full."""
-_MINIMAL_BUFFER: Final = 0
-_CONTROL_SOCKETS: Final = {
-    socket.SOCK_STREAM: paths.STREAM_SOCKET,
-    socket.SOCK_SEQPACKET: paths.SEQPACKET_SOCKET,
-}
+ANSWER_GRACE_SECONDS: Final = 2.0
+"""How long a connect waits past its time-out for whoever has to settle it: the broker, or another VM's device."""
 
 
 class Connects:
@@ -57,18 +54,18 @@ class Connects:
 
     def connect(self, connection: Connection) -> None:
         """See :meth:`hvsock.virtio.muxer.Host.connect`."""
-        assert self.muxer is not None, "the muxer is set before it runs"
+        muxer = self._muxer()
         try:
             if connection.peer_cid == HOST_CID and connection.peer_port == VSOCK_BROKER_PORT:
-                self._call(self.muxer, connection)
+                self._call(muxer, connection)
             else:
-                connect = _Connect(self._reactor, self.muxer, connection, self._folder, self._settled)
+                connect = _Connect(self._reactor, connection, self._folder, self._settled)
                 self._under_way[connection] = connect
                 connect.begin()
         except OSError as error:
             log.warning("a connect of the guest fails: %s", error.strerror)
             self.cancel(connection)
-            self.muxer.declined(connection)
+            muxer.declined(connection)
 
     def cancel(self, connection: Connection) -> None:
         """See :meth:`hvsock.virtio.muxer.Host.cancel`."""
@@ -82,42 +79,49 @@ class Connects:
             connect.close()
         self._under_way.clear()
 
-    def _settled(self, connect: _Connect) -> None:
-        """A connect is established or refused; its descriptors are given away or closed."""
-        connection, muxer = connect.connection, self.muxer
-        assert muxer is not None, "the muxer is set before it runs"
+    def _muxer(self) -> Muxer:
+        assert self.muxer is not None, "the muxer is set before it runs"
+        return self.muxer
+
+    def _settled(self, connect: _Connect, refused: Reason | None, peer_mark: EndMark | None = None) -> None:
+        """A connect is established, or refused for a reason."""
+        connection, muxer = connect.connection, self._muxer()
         del self._under_way[connection]
-        sock, mark, established, peer_mark = connect.take()
-        if sock is None:
-            muxer.declined(connection)
+        if refused is not None:
+            connect.close()
+            muxer.declined(connection, refused)
         else:
+            sock, mark, established = connect.take()
+            service = established.service_id
+            if service == SERVICE_WILDCARD:
+                service = ServiceId.from_port(connection.peer_port)
             end = HostEnd(self._reactor, muxer, self._changed, sock, mark, peer_mark)
-            self._open(muxer, connection, end, established.flags)
+            self._open(muxer, connection, end, service, established.flags)
         self._changed()
 
     def _call(self, muxer: Muxer, connection: Connection) -> None:
         """The guest calls the broker: names are looked up, for instance."""
         if connection.type != STREAM:
-            raise ConnectionRefusedError("calls are streams")
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "calls of the broker are streams")
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             paths.at(self._folder, paths.STREAM_SOCKET, link.connect)
         except BaseException:
             link.close()
             raise
-        self._open(muxer, connection, CallEnd(self._reactor, muxer, self._changed, link, None), Flag.NONE)
+        end = CallEnd(self._reactor, muxer, self._changed, link, None)
+        self._open(muxer, connection, end, ServiceId.from_port(VSOCK_BROKER_PORT), Flag.NONE)
 
-    def _open(self, muxer: Muxer, connection: Connection, end: HostEnd, flags: Flag) -> None:
+    def _open(self, muxer: Muxer, connection: Connection, end: HostEnd, service: ServiceId, flags: Flag) -> None:
         try:
             end.watch()
-        except OSError:
+        except OSError as error:
+            log.warning("a connect of the guest fails: %s", error.strerror)
             end.close()
             muxer.declined(connection)
             return
         end.connection = connection
-        service = ServiceId.from_port(connection.peer_port)
-        survives = bool(flags & Flag.CONNECTED_SUSPEND)
-        muxer.opened(connection, end, service, survives_pause=survives)
+        muxer.opened(connection, end, service, survives_pause=bool(flags & Flag.CONNECTED_SUSPEND))
 
 
 class CallEnd(HostEnd):
@@ -151,47 +155,48 @@ class CallEnd(HostEnd):
         return size
 
     def finish(self) -> None:
-        """The broker answers all the same, and ends by itself."""
+        """After a whole request the broker answers all the same, and ends by itself; half a one has no answer."""
+        if len(self._request) < messages.REQUEST_BYTES:
+            self._shutdown(socket.SHUT_RDWR)
 
 
 class _Connect:
-    """One connect of the guest; it owns its descriptors until take()."""
+    """One connect of the guest; it owns its descriptors until take().
+
+    Args:
+        reactor: watches the socket.
+        connection: what the guest connects.
+        folder: the VM's partition folder.
+        settled: called at its end, with the reason of a refusal, or None and the other device's end mark.
+
+    Raises:
+        OSError: descriptors are short.
+    """
 
     def __init__(
         self,
         reactor: Reactor,
-        muxer: Muxer,
         connection: Connection,
         folder: str,
-        settled: Callable[[_Connect], None],
+        settled: Callable[[_Connect, Reason | None, EndMark | None], None],
     ) -> None:
         self.connection = connection
         self._reactor = reactor
         self._settled = settled
         self._folder = folder
-        self._timer: Timer | None = None
-        self._give_up_at = reactor.clock() + HVSOCKET_CONNECT_TIMEOUT_DEFAULT / 1000
-        self._established: tuple[Established, int | None] | None = None
-        self._mark = new_mark()
+        self._established = Established()
+        self._retry: Timer | None = None
+        self._mark = EndMark.new()
         kind = socket.SOCK_STREAM if connection.type == STREAM else socket.SOCK_SEQPACKET
-        try:
-            self._sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-        except BaseException:
-            os.close(self._mark)
-            raise
+        self._sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         self._buffer = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MINIMAL_BUFFER)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, client.MINIMAL_BUFFER)
         cid = connection.peer_cid
         vm_id = HV_GUID_PARENT if cid == HOST_CID else VmId.from_cid(cid)
-        self._control = _CONTROL_SOCKETS[kind]
-        self._request = Request(
-            Op.CONNECT,
-            Address(vm_id, ServiceId.from_port(connection.peer_port)),
-            kind,
-            Flag.END_MARK,
-            HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
-            os.urandom(16),
-        )
+        address = Address(vm_id, ServiceId.from_port(connection.peer_port))
+        milliseconds = HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        self._request = Request(Op.CONNECT, address, kind, Flag.END_MARK, milliseconds, os.urandom(16))
+        self._deadline = reactor.after(milliseconds / 1000 + ANSWER_GRACE_SECONDS, self._expire)
 
     def begin(self) -> None:
         """Send the request, now or as soon as the broker's queue has room.
@@ -199,59 +204,70 @@ class _Connect:
         Raises:
             OSError: no broker, or something is short.
         """
-        self._timer = None
+        self._retry = None
         try:
-            paths.at(self._folder, self._control, self._sock.connect)
-        except BlockingIOError:
-            if self._reactor.clock() >= self._give_up_at:
+            client.start_connect(self._sock.connect, self._send, self._folder, self._request)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
                 raise
-            self._timer = self._reactor.after(RETRY_SECONDS, self._again)
+            self._retry = self._reactor.after(client.RETRY_SECONDS, self._again)
             return
-        socket.send_fds(self._sock, [self._request.pack()], [self._mark])
         self._reactor.watch(self._sock.fileno(), select.EPOLLOUT, self._ready)
 
-    def take(self) -> tuple[socket.socket | None, int, Established, int | None]:
-        """What was connected: socket, end mark, what the accepting side says, and its end mark.
-
-        None as the socket where it was refused.
-        """
-        if self._established is None:
-            self.close()
-            return None, -1, Established(), None
+    def take(self) -> tuple[socket.socket, EndMark, Established]:
+        """What was connected, the end mark, and what the accepting side said; all is the caller's."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer // 2)  # the kernel doubles it
-        return self._sock, self._mark, *self._established
+        return self._sock, self._mark, self._established
 
     def close(self) -> None:
         """Give up."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._reactor.forget(self._sock.fileno())
+        self._rest()
         self._sock.close()
-        os.close(self._mark)
+        self._mark.close()
+
+    def _rest(self) -> None:
+        self._deadline.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
+        self._reactor.forget(self._sock.fileno())
+
+    def _send(self, data: bytes) -> int:
+        return socket.send_fds(self._sock, [data], [self._mark.fileno()])
 
     def _again(self) -> None:
         try:
             self.begin()
         except OSError as error:
             log.warning("a connect of the guest fails: %s", error.strerror)
-            self._settled(self)
+            self._settled(self, Reason.REFUSED, None)
+
+    def _expire(self) -> None:
+        self._settled(self, Reason.TIMED_OUT, None)
 
     def _ready(self, events: int) -> None:
-        self._reactor.forget(self._sock.fileno())
+        self._rest()
+        refused: Reason | None = Reason.REFUSED
+        peer_mark = None
         if not events & select.EPOLLERR:  # an error: it was closed with the request unread
             with contextlib.suppress(OSError, ProtocolError):
-                self._established = self._receive_established()
-        self._settled(self)
+                peer_mark = self._receive_established()
+                refused = None
+        self._settled(self, refused, peer_mark)
 
-    def _receive_established(self) -> tuple[Established, int | None]:
-        """What the accepting side wrote ahead of the payload."""
-        data, descriptors, _, _ = socket.recv_fds(
-            self._sock, messages.ESTABLISHED_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-        )
+    def _receive_established(self) -> EndMark | None:
+        """Take what the accepting side wrote ahead of the payload; the end mark of a device.
+
+        Raises:
+            OSError, ProtocolError: it is not there, or the end mark is missing; this is no connection.
+        """
+        data, descriptors, cut = passing.receive(self._sock, messages.ESTABLISHED_BYTES, 1)
+        mark = EndMark.received(descriptors[0]) if descriptors else None
         try:
-            established = Established.unpack(data)
-        except BaseException:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self._established = Established.unpack(data)
+            if cut or (descriptors and mark is None):
+                raise ProtocolError("an established connection without the end mark that belongs to it")
+        except ProtocolError:
+            if mark is not None:
+                mark.close()
             raise
-        return established, descriptors[0] if descriptors else None
+        return mark

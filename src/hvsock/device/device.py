@@ -20,6 +20,7 @@ from hvsock.virtio.virtqueue import Virtqueue
 from .connecting import Connects
 from .frontend import FrontEnd
 from .offering import Offers
+from .reporting import report_of
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
@@ -108,9 +109,9 @@ class Device:
                 timer.cancel()
 
     def report(self) -> dict[str, Any]:
-        """What :meth:`~hvsock.virtio.muxer.Muxer.report` says, and the state of the guest's driver."""
+        """The state of the guest's driver, and what :func:`~.reporting.report_of` says."""
         state = "running" if self._muxer.attached else "paused" if self._offers.asleep else "down"
-        return {"cid": self.cid, "driver": state, **self._muxer.report()}
+        return {"cid": self.cid, "driver": state, **report_of(self._muxer)}
 
     # -- what the front end tells
 

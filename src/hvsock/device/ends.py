@@ -1,19 +1,20 @@
 """The host's side of one connection of a guest: a socket of the fabric, and the mark of a clean end.
 
 AF_UNIX shows the death of a device as an end of stream. So a connection of a VM has an *end mark*, an eventfd that
-its other end has too: the device sets it before it ends a stream, and an end without it is a reset.
+its other end has too: the device sets it before it ends a stream, and an end without it is a reset
+(:mod:`hvsock.fabric.marks`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from hvsock.fabric.marks import EndMark
 from hvsock.virtio.connection import BROKEN, END, WOULD_BLOCK, Connection, Reason
 from hvsock.virtio.packet import STREAM
 
@@ -28,18 +29,6 @@ WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 """Events of every end, edge-triggered: who was told of something readable reads all of it."""
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
-
-
-def new_mark() -> int:
-    """A fresh end mark: an eventfd, the caller's."""
-    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-
-def is_marked(mark: int) -> bool:
-    """Whether the end that `mark` belongs to was a clean one."""
-    poll = select.poll()
-    poll.register(mark, select.POLLIN)
-    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 class HostEnd:
@@ -64,8 +53,8 @@ class HostEnd:
         muxer: Muxer,
         changed: Callable[[], None],
         sock: socket.socket,
-        mark: int | None,
-        peer_mark: int | None = None,
+        mark: EndMark | None,
+        peer_mark: EndMark | None = None,
     ) -> None:
         self._reactor = reactor
         self._muxer = muxer
@@ -118,12 +107,12 @@ class HostEnd:
             return BROKEN
         if count:
             return count
-        return BROKEN if self._peer_mark is not None and not is_marked(self._peer_mark) else END
+        return BROKEN if self._peer_mark is not None and not self._peer_mark.is_set() else END
 
     def finish(self) -> None:
         """See :meth:`hvsock.virtio.connection.End.finish`."""
         if self._mark is not None:
-            os.eventfd_write(self._mark, 1)
+            self._mark.set()
         self._shutdown(socket.SHUT_WR)
 
     def deafen(self) -> None:
@@ -148,7 +137,7 @@ class HostEnd:
         self.sock.close()
         for mark in (self._mark, self._peer_mark):
             if mark is not None:
-                os.close(mark)
+                mark.close()
         self._mark = self._peer_mark = None
         self.connection = None
 

@@ -6,6 +6,7 @@ queues, and is trusted no further: what breaks the protocol ends the session, an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hvsock.errors import ProtocolError
+from hvsock.fabric import passing
 from hvsock.virtio import session as actions
 from hvsock.virtio import vhost_user
 from hvsock.virtio.memory import GuestError, GuestMemory, Region
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 
 MAX_DESCRIPTORS: Final = 32
 """Most descriptors with one message, as many as the protocol has at most; of regions there are 8."""
+MESSAGES_PER_TURN: Final = 64
+"""Messages handled before the guest's packets have their turn; a start takes some 20."""
+MAX_UNREAD_BYTES: Final = 64 << 10
+"""Replies that wait for a front end to read them: it asks one thing at a time, so more of them is none."""
 
 
 class Guest(Protocol):
@@ -86,27 +92,16 @@ class FrontEnd:
         self._barrier = threading.Lock()
         reactor.watch(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP, self._ready)
 
-    @property
-    def running(self) -> bool:
-        """Whether both queues run."""
-        return self._running
-
     def interrupt(self, queue: int) -> None:
         """Tell the guest that there is something in a queue."""
-        call = self._calls.get(queue)
-        if call is not None:
-            try:
-                os.eventfd_write(call, 1)
-            except OSError as error:
-                log.debug("the guest is not interrupted: %s", error)
+        _signal(self._calls.get(queue))
 
     def broken(self, error: GuestError) -> None:
         """The guest broke the rules: the queues stop until it resets the device."""
         log.warning("the guest's driver is stopped until it resets the device: %s", error)
         self._halt()
         for err in self._errors.values():
-            if err is not None:
-                os.eventfd_write(err, 1)
+            _signal(err)
 
     def close(self) -> None:
         """End the session; calling this twice is fine."""
@@ -144,13 +139,12 @@ class FrontEnd:
         Descriptors come with the first byte of their message, and one read ends where others begin, so no
         message is read beyond its end.
         """
-        while True:
+        handled = 0
+        while handled < MESSAGES_PER_TURN:
             missing = _missing_bytes(self._received)
             if missing:
                 try:
-                    data, descriptors, _, _ = socket.recv_fds(
-                        self._sock, missing, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-                    )
+                    data, descriptors, _ = passing.receive(self._sock, missing, MAX_DESCRIPTORS)
                 except BlockingIOError:
                     return True
                 self._descriptors += descriptors
@@ -160,11 +154,13 @@ class FrontEnd:
                 continue
             message, descriptors = bytes(self._received), self._descriptors
             self._received, self._descriptors = bytearray(), []
+            handled += 1
             was_running = self._running
             if not self._perform(self._session.handle(message, descriptors)):
                 return False
             if was_running and not self._running:
                 self._guest.paused()
+        return True
 
     def _perform(self, todo: list[actions.Action]) -> bool:
         """Do what the session says; False when it is over. Descriptors are closed in any case."""
@@ -185,6 +181,9 @@ class FrontEnd:
             case actions.Reply(data):
                 self._outgoing += data
                 self._flush()
+                if len(self._outgoing) > MAX_UNREAD_BYTES:
+                    log.warning("the front end does not read what it asked for")
+                    return False
             case actions.StartQueue():
                 return self._start(action)
             case actions.StopQueue(queue):
@@ -193,7 +192,7 @@ class FrontEnd:
                 self._reactor.forget(self._kicks.pop(queue))
                 return self._perform(self._session.stopped(queue, virtqueue.next_available))
             case actions.SetCall(queue, call):
-                self._calls[queue] = call
+                self._calls[queue] = _unblocked(call)
             case actions.Reset():
                 self._guest.was_reset()
             case actions.Note(text):
@@ -239,9 +238,10 @@ class FrontEnd:
             writable=start.queue == RX,
             fence=self._fence,
         )
+        os.set_blocking(start.kick, False)
         self._kicks[start.queue] = start.kick
-        self._calls[start.queue] = start.call
-        self._errors[start.queue] = start.err
+        self._calls[start.queue] = _unblocked(start.call)
+        self._errors[start.queue] = _unblocked(start.err)
         self._reactor.watch(start.kick, select.EPOLLIN, functools.partial(self._kicked, start.kick))
         if RX in self._queues and TX in self._queues and not self._running:
             self._running = True
@@ -281,6 +281,20 @@ def _missing_bytes(received: bytearray) -> int:
         return vhost_user.HEADER_BYTES - len(received)
     header = bytes(received[: vhost_user.HEADER_BYTES])
     return vhost_user.HEADER_BYTES + vhost_user.payload_bytes(header) - len(received)
+
+
+def _unblocked(eventfd: int | None) -> int | None:
+    """A descriptor of the front end's that nobody waits for, whatever it is."""
+    if eventfd is not None:
+        os.set_blocking(eventfd, False)
+    return eventfd
+
+
+def _signal(eventfd: int | None) -> None:
+    """Tell the front end, or the guest, if they wait for it; what is no eventfd tells nobody."""
+    if eventfd is not None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(eventfd, 1)
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

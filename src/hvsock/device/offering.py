@@ -18,13 +18,16 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from hvsock.addresses import ServiceId
 from hvsock.errors import ProtocolError
-from hvsock.fabric import client, messages
+from hvsock.fabric import client, messages, passing
+from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Notice, NoticeKind, Reply
 from hvsock.virtio.connection import Reason
 from hvsock.virtio.packet import SEQPACKET, STREAM
 
-from .ends import HostEnd, new_mark
+from .door import Door
+from .ends import HostEnd
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
@@ -37,8 +40,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 """Connections to the guest that wait for the device; the kernel cuts it to net.core.somaxconn."""
-ACCEPTS_PER_TURN: Final = 64
-"""Couriers taken before other work has its turn."""
 MAX_COURIER_DESCRIPTORS: Final = 2
 """With a courier come the connection and the end mark of a device at the other end."""
 _TEXTS: Final = {
@@ -47,6 +48,7 @@ _TEXTS: Final = {
     Reason.CANCELLED: (errno.ECONNREFUSED, "the service was disabled, or its partition removed"),
 }
 _OTHER_TEXT: Final = (errno.ECONNREFUSED, "the guest's sockets were reset")
+_NOT_UP: Final = "the VM is not running, or its driver for virtio sockets is not loaded"
 _ENDED = select.EPOLLIN | select.EPOLLRDHUP
 
 
@@ -58,8 +60,10 @@ class OfferedEnd(HostEnd):
     def accept(self) -> None:
         """The guest took it: say so, and take the request off the connection."""
         assert self._mark is not None, "an offered connection has an end mark"
+        assert self.connection is not None, "it is offered"
+        established = Established(service_id=ServiceId(self.connection.service))
         with contextlib.suppress(OSError):  # the connector is gone, which shows as a hang-up
-            socket.send_fds(self.sock, [Established().pack()], [self._mark])
+            socket.send_fds(self.sock, [established.pack()], [self._mark.fileno()])
             self.sock.recv(messages.REQUEST_BYTES)
         with contextlib.suppress(OSError):  # it is watched already, so nothing is short
             self.watch()
@@ -79,10 +83,14 @@ class OfferedEnd(HostEnd):
 
     def refuse(self, reason: Reason) -> None:
         """The guest did not take it: write why; the request stays unread."""
-        self.say(*_TEXTS.get(reason, _OTHER_TEXT))
+        self._say(*_TEXTS.get(reason, _OTHER_TEXT))
 
-    def say(self, code: int, text: str) -> None:
-        """Write a refusal."""
+    def decline(self, code: int, text: str) -> None:
+        """The guest is not even asked: say why, and close."""
+        self._say(code, text)
+        self.close()
+
+    def _say(self, code: int, text: str) -> None:
         with contextlib.suppress(OSError):
             self.sock.send(Reply.refuse(code, text).pack())
 
@@ -108,50 +116,39 @@ class Offers:
         self.asleep = False
         """Whether the VM is paused: the guest will answer later, or the connect times out."""
         binding = client.bind_device(folder)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, binding.descriptor)
+        listener = socket.socket(fileno=binding.descriptor)
         try:
-            self._listener.setblocking(False)
-            self._listener.listen(BACKLOG)
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
             client.listen(folder, binding.listener_id, BACKLOG)
-            reactor.watch(self._listener.fileno(), select.EPOLLIN, self._accept)
+            self._door = Door(reactor, listener, self._admit)
         except BaseException:
-            self._listener.close()
+            listener.close()
             raise
 
     def close(self) -> None:
         """Take nothing any more."""
-        for sock in (self._listener, *self._links):
-            self._reactor.forget(sock.fileno())
-            sock.close()
-        self._links.clear()
+        self._door.close()
+        for link in list(self._links):
+            self._drop(link)
 
-    def _accept(self, events: int) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                link, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.warning("a connection to the guest waits: %s", error.strerror)
-                return
-            link.setblocking(False)
-            self._links.add(link)
-            try:
-                self._reactor.watch(link.fileno(), _ENDED, functools.partial(self._read, link))
-            except OSError:
-                self._drop(link)
+    def _admit(self, link: socket.socket) -> None:
+        self._links.add(link)
+        try:
+            self._reactor.watch(link.fileno(), _ENDED, functools.partial(self._read, link))
+        except OSError:
+            self._drop(link)
 
     def _read(self, link: socket.socket, events: int) -> None:
         """A message, then DONE and the end; the broker needs the message to be taken, and nothing else."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                link, messages.DEVICE_MESSAGE_BYTES, MAX_COURIER_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, cut = passing.receive(link, messages.DEVICE_MESSAGE_BYTES, MAX_COURIER_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:
-            data, descriptors = b"", []
+            data, descriptors, cut = b"", [], False
         if not data or data == messages.DONE:
+            _close_all(descriptors)
             self._drop(link)
             return
         try:
@@ -165,19 +162,30 @@ class Offers:
             _close_all(descriptors)
             self._muxer.cancel(message.service_id if message.kind is NoticeKind.CANCEL_SERVICE else None)
         elif descriptors:
-            self._offer(message, descriptors)
+            self._take(message, descriptors, cut)
         else:
             log.warning("a connection to the guest is lost: too many open files")
         self._changed()
 
-    def _offer(self, courier: DeviceCourier, descriptors: list[int]) -> None:
+    def _take(self, courier: DeviceCourier, descriptors: list[int], cut: bool) -> None:
+        """A connection that came: its socket, and from another device its end mark."""
         sock = socket.socket(socket.AF_UNIX, courier.type, 0, descriptors[0])
         sock.setblocking(False)
-        peer_mark = descriptors[1] if len(descriptors) > 1 else None
-        end = OfferedEnd(self._reactor, self._muxer, self._changed, sock, new_mark(), peer_mark)
-        if not (self._muxer.attached or self.asleep):
-            self._decline(end, "the VM is not running, or its driver for virtio sockets is not loaded")
-            return
+        peer_mark = EndMark.received(descriptors[1]) if len(descriptors) > 1 else None
+        try:
+            mark = None if cut or _lacks(courier, peer_mark) else EndMark.new()
+        except OSError:
+            mark = None
+        end = OfferedEnd(self._reactor, self._muxer, self._changed, sock, mark, peer_mark)
+        if mark is None:
+            end.decline(errno.ENOBUFS, "the VM's device is short of descriptors")
+        elif not (self._muxer.attached or self.asleep):
+            end.decline(errno.ECONNREFUSED, _NOT_UP)
+        else:
+            self._offer(courier, end)
+
+    def _offer(self, courier: DeviceCourier, end: OfferedEnd) -> None:
+        """Ask the guest."""
         connection = self._muxer.offer(
             end,
             courier.port,
@@ -188,7 +196,7 @@ class Offers:
             survives_pause=bool(courier.flags & Flag.CONNECTED_SUSPEND),
         )
         if connection is None:
-            self._decline(end, "the VM has as many connections as its device allows")
+            end.decline(errno.ECONNREFUSED, "the VM has as many connections as its device allows")
             return
         end.connection = connection
         try:
@@ -196,14 +204,15 @@ class Offers:
         except OSError:
             self._muxer.drop(connection, Reason.HOST_RESET, True)
 
-    def _decline(self, end: OfferedEnd, text: str) -> None:
-        end.say(errno.ECONNREFUSED, text)
-        end.close()
-
     def _drop(self, link: socket.socket) -> None:
         self._links.discard(link)
         self._reactor.forget(link.fileno())
         link.close()
+
+
+def _lacks(courier: DeviceCourier, peer_mark: EndMark | None) -> bool:
+    """Whether an end mark should have come along, and none did."""
+    return bool(courier.flags & Flag.END_MARK) and peer_mark is None
 
 
 def _close_all(descriptors: list[int]) -> None:

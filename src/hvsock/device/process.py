@@ -1,57 +1,60 @@
-"""The device as a process: its sockets, its signals, and what it gives up before it serves a guest."""
+"""The device as a process: its sockets, its signals, its rights."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import dataclasses
 import errno
 import json
-import logging
 import os
-import resource
-import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from typing import Final
 
+from hvsock.fabric import paths
 from hvsock.fabric.reactor import Reactor
 
+from . import rights
 from .device import Device, Limits
+from .door import Door
 from .reporting import Reports
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
 
-log = logging.getLogger(__name__)
-
 CAPABILITIES: Final = json.dumps({"type": "vsock", "features": []})
 """What --print-capabilities prints (QEMU, docs/interop/vhost-user.json)."""
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_SET_DUMPABLE: Final = 4
-DESCRIPTORS_PER_CONNECTION: Final = 2
-"""A connection's socket and its end mark."""
-SPARE_DESCRIPTORS: Final = 256
-"""For the queues, the front end, couriers and connects under way."""
+OWNER_MODE: Final = 0o600
+"""Mode of a socket that only its owner may connect to."""
+GROUP_MODE: Final = 0o660
+"""Mode of one that a group may connect to, too."""
 
 
-def bound_socket(path: str) -> socket.socket:
-    """A listening socket at `path`, for its owner alone; it takes the place of one that nobody has any more.
+def bound_socket(path: str, gid: int | None = None) -> socket.socket:
+    """A listening socket at `path`, non-blocking; it takes the place of one that nobody has any more.
+
+    Args:
+        path: where; of any length.
+        gid: the group whose members may connect, besides the owner; None for the owner alone.
 
     Raises:
         OSError: EADDRINUSE: somebody listens there.
     """
+    folder, name = os.path.split(os.path.abspath(path))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         try:
-            listener.bind(path)
+            paths.at(folder, name, listener.bind)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_dead(path):
+            if error.errno != errno.EADDRINUSE or not _is_dead(folder, name):
                 raise
             os.unlink(path)
-            listener.bind(path)
-        os.chmod(path, 0o600)
+            paths.at(folder, name, listener.bind)
+        if gid is not None:
+            os.chown(path, -1, gid)
+        os.chmod(path, OWNER_MODE if gid is None else GROUP_MODE)
         listener.listen()
     except BaseException:
         listener.close()
@@ -59,75 +62,82 @@ def bound_socket(path: str) -> socket.socket:
     return listener
 
 
-def _is_dead(path: str) -> bool:
+def _is_dead(folder: str, name: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(path) == errno.ECONNREFUSED
+        try:
+            paths.at(folder, name, probe.connect)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        return False
 
 
-def give_up_rights(limits: Limits) -> None:
-    """Keep what a device needs: descriptors, but no new privileges, files, processes or core files."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
-        if libc.prctl(option, value, 0, 0, 0):
-            log.warning("prctl %d: %s", option, os.strerror(ctypes.get_errno()))
-    wanted = DESCRIPTORS_PER_CONNECTION * limits.connections + SPARE_DESCRIPTORS
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    count = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
-        resource.setrlimit(limit, (0, 0))
-    if count < wanted:
-        log.warning("%d descriptors are allowed, enough for %d connections", count, count // 2)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Places:
+    """Where a device is reached.
+
+    Attributes:
+        socket_path: where front ends connect, one after another.
+        descriptor: instead of that, a socket that a front end is connected to; closed at the end.
+        gid: the group whose members may connect to socket_path.
+        report_path: where the counters are to be read; None for nowhere.
+    """
+
+    socket_path: str | None = None
+    descriptor: int | None = None
+    gid: int | None = None
+    report_path: str | None = None
 
 
 def serve(
     cid: int,
     folder: str,
+    places: Places,
     *,
-    socket_path: str | None = None,
-    descriptor: int | None = None,
-    report_path: str | None = None,
     limits: Limits,
+    user: rights.User | None = None,
     on_ready: Callable[[], None],
 ) -> None:
-    """Be the device of one VM until SIGTERM or SIGINT, or until the front end of `descriptor` leaves.
+    """Be the device of one VM until SIGTERM or SIGINT, or until the front end of a descriptor leaves.
 
     Args:
         cid: the guest's CID.
         folder: the VM's partition folder.
-        socket_path: where front ends connect, one after another.
-        descriptor: instead of that, a socket that a front end is connected to; closed at the end.
-        report_path: where the counters are to be read.
+        places: where it is reached.
         limits: what the guest may use.
+        user: who this process becomes, if it is root's; the folder becomes that user's.
         on_ready: called once front ends may connect.
 
     Raises:
         OSError: a path cannot be bound, or the broker refuses.
+        StateError: the partition is another user's.
     """
     with contextlib.ExitStack() as stack:
         reactor = Reactor()
         stack.callback(reactor.close)
+        listeners = {}
+        for path, gid in ((places.report_path, None), (places.socket_path, places.gid)):
+            if path is not None:
+                listeners[path] = stack.enter_context(bound_socket(path, gid))
+                stack.callback(_unlink, path)
+        if user is not None:
+            rights.give_folder(folder, user)
+            folder = rights.open_folder(folder)
+        limits = dataclasses.replace(limits, connections=rights.connections_that_fit(limits.connections))
+        rights.give_up(user)
         device = Device(reactor, cid, folder, limits)
         stack.callback(device.close)
-        if report_path is not None:
-            stack.callback(Reports(reactor, bound_socket(report_path), device.report).close)
-        if socket_path is not None:
-            listener = stack.enter_context(bound_socket(socket_path))
-            stack.callback(_unlink, socket_path)
-            reactor.watch(listener.fileno(), select.EPOLLIN, lambda events: _accept(listener, device))
-        if descriptor is not None:
-            device.serve(socket.socket(fileno=descriptor), on_left=reactor.stop)
+        if places.report_path is not None:
+            stack.callback(Reports(reactor, listeners[places.report_path], device.report).close)
+        if places.socket_path is not None:
+            stack.callback(Door(reactor, listeners[places.socket_path], device.serve).close)
+        if places.descriptor is not None:
+            device.serve(socket.socket(fileno=places.descriptor), on_left=reactor.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: reactor.stop())
-        give_up_rights(limits)
         on_ready()
         reactor.run()
-
-
-def _accept(listener: socket.socket, device: Device) -> None:
-    with contextlib.suppress(BlockingIOError):
-        front_end, _ = listener.accept()
-        device.serve(front_end)
 
 
 def _unlink(path: str) -> None:

@@ -2,24 +2,72 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 import json
-import logging
 import select
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+
+from hvsock.virtio.connection import Connection
+from hvsock.virtio.counters import SUMS
+from hvsock.virtio.packet import STREAM
+
+from .door import Door
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
 
 if TYPE_CHECKING:
     from hvsock.fabric.reactor import Reactor
-
-log = logging.getLogger(__name__)
+    from hvsock.virtio.muxer import Muxer
 
 MAX_READERS: Final = 16
 """Readers of the counters at once; one that does not read keeps its place, and no more than that."""
+MAX_CONNECTIONS_LISTED: Final = 100
+"""Connections in a report, those that moved most: a list of all would hold up payload for milliseconds."""
+
+
+def report_of(muxer: Muxer) -> dict[str, Any]:
+    """What there is to tell of all connections, as JSON takes it.
+
+    To what :meth:`~hvsock.virtio.muxer.Muxer.report` says comes the sum over all services, with all ends by their
+    reason, and a list of connections; `connections_left_out` are those that are not in it.
+    """
+    found = muxer.report()
+    services = found["services"].values()
+    ended = Counter(found["refused"])
+    for one in services:
+        ended.update(one["ended"])
+    sums = {name: sum(one[name] for one in services) for name in SUMS}
+    listed = heapq.nlargest(MAX_CONNECTIONS_LISTED, muxer.live(), key=_moved)
+    return {
+        **found,
+        "total": {"opened": sum(one["opened"] for one in services), **sums, "ended": dict(sorted(ended.items()))},
+        "listed": [_show(one) for one in listed],
+        "connections_left_out": found["connections"] - len(listed),
+    }
+
+
+def _moved(connection: Connection) -> int:
+    return connection.bytes_from_guest + connection.bytes_to_guest
+
+
+def _show(connection: Connection) -> dict[str, Any]:
+    return {
+        "service": connection.service or None,
+        "type": "stream" if connection.type == STREAM else "seqpacket",
+        "state": connection.state.name.lower(),
+        "guest_port": connection.guest_port,
+        "peer_cid": connection.peer_cid,
+        "peer_port": connection.peer_port,
+        "survives_pause": connection.survives_pause,
+        "stalled": connection.stalled,
+        **{name: getattr(connection, name) for name in SUMS},
+    }
 
 
 class Reports:
@@ -33,42 +81,37 @@ class Reports:
 
     def __init__(self, reactor: Reactor, listener: socket.socket, report: Callable[[], dict[str, Any]]) -> None:
         self._reactor = reactor
-        self._listener = listener
         self._report = report
         self._readers: dict[socket.socket, memoryview] = {}
-        reactor.watch(listener.fileno(), select.EPOLLIN, self._accept)
+        self._door = Door(reactor, listener, self._admit)
 
     def close(self) -> None:
         """Give out nothing any more."""
-        for sock in (self._listener, *self._readers):
-            self._reactor.forget(sock.fileno())
-            sock.close()
-        self._readers.clear()
+        self._door.close()
+        for reader in list(self._readers):
+            self._drop(reader)
 
-    def _accept(self, events: int) -> None:
-        try:
-            reader, _ = self._listener.accept()
-        except OSError:
-            return
-        reader.setblocking(False)
+    def _admit(self, reader: socket.socket) -> None:
         if len(self._readers) >= MAX_READERS:
             reader.close()
             return
         self._readers[reader] = memoryview(json.dumps(self._report()).encode())
-        self._send(reader)
-
-    def _send(self, reader: socket.socket) -> None:
-        rest = self._readers[reader]
         try:
-            rest = rest[reader.send(rest) :]
-            if rest:
-                self._reactor.watch(reader.fileno(), select.EPOLLOUT, lambda events: self._send(reader))
-                self._readers[reader] = rest
-                return
+            self._reactor.watch(reader.fileno(), select.EPOLLOUT, functools.partial(self._send, reader))
+        except OSError:
+            self._drop(reader)
+
+    def _send(self, reader: socket.socket, events: int) -> None:
+        try:
+            rest = self._readers[reader] = self._readers[reader][reader.send(self._readers[reader]) :]
         except BlockingIOError:
             return
-        except OSError:
-            log.debug("a reader of the counters left")
+        except OSError:  # the reader left
+            rest = memoryview(b"")
+        if not rest:
+            self._drop(reader)
+
+    def _drop(self, reader: socket.socket) -> None:
         del self._readers[reader]
         self._reactor.forget(reader.fileno())
         reader.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import logging
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from hvsock.cli.names import complete_partitions
 from hvsock.cli.outcome import say
-from hvsock.device import process
+from hvsock.device import process, rights
 from hvsock.device.device import Limits
 from hvsock.errors import StateError, UsageError
 from hvsock.fabric import client, paths
@@ -34,6 +35,8 @@ if sys.platform != "linux":
 )
 @click.option("--group", metavar="GROUP", help="The group of the VM, whose members reach each other.")
 @click.option("--report-path", metavar="PATH", help="A socket at which the counters are read, as JSON.")
+@click.option("--socket-group", metavar="GROUP", help="Users who may connect to --socket-path, besides its owner.")
+@click.option("--user", metavar="NAME", help="The user that root's device becomes; the partition is given to it.")
 @click.option(
     "--connections",
     metavar="N",
@@ -59,6 +62,8 @@ def device(
     cid: int | None,
     group: str | None,
     report_path: str | None,
+    socket_group: str | None,
+    user: str | None,
     connections: int,
     buffer_bytes: int,
 ) -> None:
@@ -75,16 +80,24 @@ def device(
     if vm is None or (socket_path is None) == (fd is None):
         raise UsageError("name a --vm, and one of --socket-path and --fd")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="hvsock: %(levelname)s: %(message)s")
+    account = None if user is None else rights.user_named(user)
+    gid = None if socket_group is None else _group_id(socket_group)
     partition = _partition(vm, cid, group)
     process.serve(
         partition["cid"],
         partition["folder"],
-        socket_path=socket_path,
-        descriptor=fd,
-        report_path=report_path,
+        process.Places(socket_path, fd, gid, report_path),
         limits=Limits(connections, buffer_bytes),
+        user=account,
         on_ready=lambda: say(f"the device of {partition['name']}, CID {partition['cid']}, is up"),
     )
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(f"there is no group {name!r}") from None
 
 
 def _partition(name: str, cid: int | None, group: str | None) -> dict[str, Any]:

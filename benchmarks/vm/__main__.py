@@ -119,6 +119,7 @@ def main() -> None:
     runs, seconds = QUICK if arguments.quick else FULL
     works = [work for work in WORKS if arguments.work is None or arguments.work in work.name]
     written: list[dict[str, Any]] = []
+    failure = ""
     try:
         program = vhost_device(arguments.vhost_device)
         if "driver" in (arguments.part or ["driver"]):
@@ -132,9 +133,11 @@ def main() -> None:
                 rows = run(title, works, subjects, runs, seconds)
             written += report(rows, {"setting": "guest", "accelerator": accelerator, "kernel": arguments.kernel})
     except HvsockError as error:
-        raise SystemExit(f"bench-vm: {error}") from None
+        failure = f"bench-vm: {error}"
     with open(arguments.output, "w", encoding="utf-8") as file:
         json.dump({"python": sys.version, "kernel": platform.release(), "rows": written}, file, indent=1)
+    if failure:
+        raise SystemExit(failure)
 
 
 if __name__ == "__main__":

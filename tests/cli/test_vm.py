@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from hvsock.fabric.embedded import EmbeddedFabric
 
 assert sys.platform == "linux"
 
+from hvsock.vm import control
 from hvsock.vm.image import Image
-from hvsock.vm.runs import Run
+from hvsock.vm.runs import Run, State, all_runs
 from tests.cli.helpers import ended, hvsock, invoke, invoke_json, started
 from tests.vm.support import guest_image, needs_qemu, wait_for_line, wait_until
 
@@ -23,6 +25,17 @@ from tests.vm.support import guest_image, needs_qemu, wait_for_line, wait_until
 @pytest.fixture(scope="module")
 def guest() -> Image:
     return guest_image()
+
+
+@pytest.fixture(autouse=True)
+def no_vm_is_left(hvsock_fabric: EmbeddedFabric) -> Iterator[None]:
+    """Ends what a test that failed left running."""
+    yield
+    for one in all_runs(hvsock_fabric.folder):
+        run = Run(hvsock_fabric.folder, one.name)
+        if one.state is not State.STOPPED:
+            control.ask(run, "kill")
+            run.wait_for_end()
 
 
 def test_nothing_runs(hvsock_fabric: EmbeddedFabric) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -99,6 +100,14 @@ def test_a_killed_supervisor_takes_qemu_along_and_its_folder_is_taken_over(run: 
         assert os.path.exists(run.path("control"))
         with started(run, settings_of("web01", FIRMWARE)):
             assert run.record().state is State.RUNNING
+
+
+def test_a_vm_whose_folder_is_removed_ends(run: Run) -> None:
+    with started(run, settings_of("web01", FIRMWARE)):
+        record = run.record()
+        shutil.rmtree(run.folder)
+        wait_until(lambda: not is_alive(record.pid))
+        assert not is_alive(record.qemu_pid)
 
 
 def test_qemu_killed(run: Run) -> None:

@@ -38,6 +38,8 @@ UNPLUG_SECONDS: Final = 60.0
 """How long a guest may take to let go of its vsock device: one that has just been started has to come up first."""
 ASK_AGAIN_SECONDS: Final = 1.5
 """Pause before the guest is asked again; QEMU refuses to for one second."""
+FOLDER_SECONDS: Final = 1.0
+"""Pause between two looks whether the VM's folder is still there."""
 ANSWER_SECONDS: Final = 1.0
 """How long those who asked may take to get their answer before the supervisor ends; silent ones get none."""
 MAX_DEVICE_RESTARTS: Final = 5
@@ -100,7 +102,7 @@ class Supervisor:
                 return
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self._stop_soon, tasks)
-            watchers = [self._watch_qemu(), self._watch_events(), self._watch_console()]
+            watchers = [self._watch_qemu(), self._watch_events(), self._watch_console(), self._watch_folder()]
             if self._device is not None:
                 watchers.append(self._watch_device())
             tasks += [asyncio.create_task(watcher) for watcher in watchers]
@@ -186,6 +188,13 @@ class Supervisor:
                 else:
                     paused = event["event"] == "STOP"
                     await self._change(state=State.PAUSED if paused else State.RUNNING)
+
+    async def _watch_folder(self) -> None:
+        """End the VM when its folder is removed: nobody could reach it any more."""
+        while True:
+            await asyncio.sleep(FOLDER_SECONDS)
+            if not _is_there(CONTROL_SOCKET):
+                return await self._kill()
 
     async def _watch_console(self) -> None:
         """Look for the guest's word that it is up."""
@@ -370,7 +379,8 @@ class Supervisor:
             self._changed.notify_all()
 
     def _save(self) -> None:
-        write_json(RECORD, self._record.to_json())
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed
+            write_json(RECORD, self._record.to_json())
 
 
 _ACTIONS: Final[dict[str, Callable[[Supervisor, float], Awaitable[None]]]] = {

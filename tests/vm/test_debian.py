@@ -79,11 +79,12 @@ def test_then_private_lists_which_are_fetched_once(apt: FakeApt, archive: Archiv
     assert "--error-on=any" in apt.calls("update")[0]
 
 
-def test_then_those_of_debian(apt: FakeApt, archive: Archive, tmp_path: Path) -> None:
-    apt.program("apt-cache", f"case \"$*\" in *debian.list*) cat <<'END'\n{RECORD}END\n;; esac")
-    apt.program("apt-get", 'case "$*" in *update*);; *) exit 100;; esac')
+def test_then_those_of_the_file_that_is_named(
+    apt: FakeApt, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(debian.SOURCES_VARIABLE, str(tmp_path / "own.list"))
+    apt.program("apt-cache", f'case "$*" in *own.list*) printf "%s" "{RECORD}";; esac')
     assert archive.resolve(["p"]) == {"p": P}
-    assert "bookworm-security" in (tmp_path / "packages" / "debian.list").read_text()
 
 
 def test_without_a_network_all_reasons_are_told(apt: FakeApt, archive: Archive) -> None:
@@ -93,8 +94,8 @@ def test_without_a_network_all_reasons_are_told(apt: FakeApt, archive: Archive) 
         archive.resolve(["p"])
     text = str(caught.value)
     assert "the machine's lists: there is no package p" in text
-    assert text.count("E: no route to a mirror") == 2
-    assert text.endswith("as root: apt-get update")
+    assert text.count("E: no route to a mirror") == 1
+    assert "as root: apt-get update; on another system, set HVSOCK_APT_SOURCES" in text
     assert "\n" not in text
 
 

@@ -1,7 +1,8 @@
 """Packages of Debian 12, found, fetched and checked by apt, and unpacked, without root.
 
 apt is asked three ways, until one gives all that is wanted: with the lists of packages that the machine has;
-with lists of the machine's own sources, fetched into a private folder; and with lists of deb.debian.org.
+with lists of the machine's own sources, fetched into a private folder; and with lists of the sources in the
+file that HVSOCK_APT_SOURCES names, for machines that are not Debian 12.
 """
 
 from __future__ import annotations
@@ -22,12 +23,8 @@ if sys.platform != "linux":
 
 APT_SECONDS: Final = 600
 """How long one run of apt or dpkg may take: a kernel is 35 MB, and some networks are slow."""
-KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-"""With what Debian signs; package debian-archive-keyring."""
-SOURCES: Final = (
-    f"deb [signed-by={KEYRING}] http://deb.debian.org/debian bookworm main\n"
-    f"deb [signed-by={KEYRING}] http://deb.debian.org/debian-security bookworm-security main\n"
-)
+SOURCES_VARIABLE: Final = "HVSOCK_APT_SOURCES"
+"""Environment variable: a file in the form of sources.list(5) with a mirror of Debian 12."""
 TOOLS: Final = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg"}
 """The programs that this module runs, and the packages that have them."""
 ARCHITECTURE: Final = "amd64"
@@ -149,7 +146,8 @@ class Archive:
             except _AptError as error:
                 reasons.append(f"{name}: {error}")
         raise StateError(
-            f"Debian's packages cannot be had ({'; '.join(reasons)}); with a network, as root: apt-get update"
+            f"Debian's packages cannot be had ({'; '.join(reasons)}); with a network, as root: apt-get update; on "
+            f"another system, set {SOURCES_VARIABLE} to a file with Debian 12's sources"
         )
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], Sequence[str]]]]:
@@ -157,14 +155,14 @@ class Archive:
         common = ("-q", "-o", "APT::Sandbox::User=root", "-o", f"APT::Architecture={ARCHITECTURE}")
         yield "the machine's lists", lambda: common
         yield "the machine's sources", lambda: (*common, *self._private_lists("machine", common, ()))
-        yield "deb.debian.org", lambda: (*common, *self._debian_lists(common))
-
-    def _debian_lists(self, common: Sequence[str]) -> Sequence[str]:
-        sources = os.path.join(self._folder, "debian.list")
-        with open(sources, "w", encoding="ascii") as file:
-            file.write(SOURCES)
-        chosen = ("-o", f"Dir::Etc::SourceList={sources}", "-o", "Dir::Etc::SourceParts=/dev/null")
-        return self._private_lists("debian", common, chosen)
+        if named := os.environ.get(SOURCES_VARIABLE):
+            chosen = (
+                "-o",
+                f"Dir::Etc::SourceList={os.path.abspath(named)}",
+                "-o",
+                "Dir::Etc::SourceParts=/dev/null",
+            )
+            yield named, lambda: (*common, *self._private_lists("named", common, chosen))
 
     def _private_lists(self, name: str, common: Sequence[str], sources: Sequence[str]) -> Sequence[str]:
         """The options for lists in a folder of ours, which are fetched if they are not of this run."""

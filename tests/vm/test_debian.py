@@ -83,7 +83,8 @@ def test_then_those_of_the_file_that_is_named(
     apt: FakeApt, archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(debian.SOURCES_VARIABLE, str(tmp_path / "own.list"))
-    apt.program("apt-cache", f'case "$*" in *own.list*) printf "%s" "{RECORD}";; esac')
+    apt.program("apt-cache", f"case \"$*\" in *own.list*) cat <<'END'\n{RECORD}END\n;; esac")
+    apt.program("apt-get", 'case "$*" in *own.list*update*);; *) exit 100;; esac')
     assert archive.resolve(["p"]) == {"p": P}
 
 

@@ -162,8 +162,10 @@ class Bench:
         connections: int = DEFAULT_CONNECTIONS,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         feeds: bool = True,
+        driver: Driver | None = None,
     ) -> None:
-        self.driver = Driver(
+        """A bench whose driver is made so, unless there is one already, which is started anew."""
+        self.driver = driver or Driver(
             queue_size=queue_size, rx_buffer_bytes=rx_buffer_bytes, layout=layout, event_idx=event_idx
         )
         self.driver.reset(index)

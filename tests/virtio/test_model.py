@@ -17,13 +17,20 @@ from tests.virtio.fakes import Bench, FakeEnd, numbered, parse
 from tests.virtio.model import COUNTERS_BEGIN, ModelGuest, Socket
 
 SIBLING_CID = 43
-MAX_TURNS = 5000
+MAX_TURNS = 20_000
 """Turns after which everything has come to rest, or something hangs."""
 UNBOUNDED = 1 << 30
 
 picks = st.integers(0, 7)
 """Which of the connections there are."""
-sizes = st.one_of(st.integers(1, 300), st.integers(1, 20_000))
+types = st.sampled_from([STREAM, SEQPACKET])
+cids = st.sampled_from([HOST_CID, SIBLING_CID])
+sizes = st.sampled_from([1, 2, 60, 99, 500, 7000])
+"""Of what is written and read."""
+rooms = st.sampled_from([50, 99, 500, 7000, 1 << 18])
+"""Of sockets and of the device, so small that they are often full."""
+TRAFFIC = ["guest_writes", "guest_reads", "host_writes", "host_reads", "device_works", "guest_works"]
+"""What goes on most of the time; methods of the machine."""
 
 
 class Link:
@@ -45,6 +52,12 @@ class Link:
         self.given: list[bytes] = []
         self.is_closed = False
         self.may_lose = False
+
+    @property
+    def guests(self) -> Socket:
+        """The guest's side, once it has one."""
+        assert self.socket is not None
+        return self.socket
 
     def check(self) -> None:
         """What came is what was sent, so far; and all of it where a clean end was said."""
@@ -85,85 +98,67 @@ class Machine(RuleBasedStateMachine):
         options=st.fixed_dictionaries(
             {
                 "queue_size": st.sampled_from([2, 8, 64]),
-                "rx_buffer_bytes": st.sampled_from([45, 100, 4096, 1 << 17]),
+                "rx_buffer_bytes": st.sampled_from([50, 100, 4096, 1 << 17]),
                 "layout": st.sampled_from([ONE, TWO, MANY]),
                 "event_idx": st.booleans(),
                 "index": st.sampled_from([0, 0xFFFE]),
-                "buffer_bytes": st.sampled_from([100, 5000, 256 << 10]),
+                "buffer_bytes": rooms,
             }
-        )
+        ),
+        opened=st.lists(st.tuples(st.booleans(), types, rooms, rooms, st.booleans()), min_size=1, max_size=4),
     )
-    def begin(self, options: dict[str, Any]) -> None:
+    def begin(self, options: dict[str, Any], opened: list[tuple[bool, int, int, int, bool]]) -> None:
+        """Some connections are there at once, half of them begun by the guest."""
         if options["layout"].pieces > options["queue_size"]:
             options["queue_size"] = 64
         self.bench = Bench(feeds=False, **options)
+        for by_guest, type_, guest_room, host_room, survives in opened:
+            if by_guest:
+                self._guest_connects(type_, HOST_CID, guest_room)
+                self._come_to_rest()
+                self.host_answers(0, host_room, True, survives)
+            else:
+                self._host_connects(type_, HOST_CID, host_room, 1, survives)
+            self._come_to_rest()
+        assert {link.connection.state for link in self.links} == {State.OPEN}
 
-    # -- the guest's programs
+    # -- connections begin
 
-    @rule(type_=st.sampled_from([STREAM, SEQPACKET]), cid=st.sampled_from([HOST_CID, SIBLING_CID]), room=sizes)
-    def guest_connects(self, type_: int, cid: int, room: int) -> None:
-        self.port += 1
-        self.asking.append(self.guest.connect((self.port, cid, 80), type_, room))
-
-    @precondition(lambda self: any(socket.is_gone for socket in self._sockets()))
-    @rule(pick=picks)
-    def guest_connects_from_a_port_it_had_before(self, pick: int) -> None:
-        """Once nothing of the old connection is under way to it: a guest cannot tell that from the new one's."""
-        self._come_to_rest()
-        gone = [socket for socket in self._sockets() if socket.key not in self.guest.sockets]
-        if gone:
-            old = gone[pick % len(gone)]
-            self.asking.append(self.guest.connect(old.key, old.type, old.buf_alloc))
-
-    @rule(pick=picks, size=sizes)
-    def guest_writes(self, pick: int, size: int) -> None:
-        if socket := self._socket(pick):
-            self.serial += size
-            self.guest.write(socket, numbered(size, self.serial))
-
-    @rule(pick=picks, size=sizes)
-    def guest_reads(self, pick: int, size: int) -> None:
-        if socket := self._socket(pick):
-            self.guest.read(socket, size)
-
-    @rule(pick=picks, how=st.sampled_from([Shutdown.RECEIVE, Shutdown.SEND]))
-    def guest_half_closes(self, pick: int, how: int) -> None:
-        if socket := self._socket(pick):
-            self.guest.shutdown(socket, how)
-
-    @rule(pick=picks)
-    def guest_closes(self, pick: int) -> None:
-        if socket := self._socket(pick):
-            self.guest.close(socket)
-            self._link_of(socket).may_lose |= not socket.is_closing
-
-    @rule(pick=picks)
-    def guest_aborts(self, pick: int) -> None:
-        if socket := self._socket(pick):
-            self._link_of(socket).may_lose = True
-            self.guest.abort(socket)
-
-    # -- the host's programs
+    @rule(by_guest=st.booleans(), type_=types, cid=cids, room=rooms, port=st.sampled_from([1, 2, 500]), anew=picks)
+    def somebody_connects(self, by_guest: bool, type_: int, cid: int, room: int, port: int, anew: int) -> None:
+        if not by_guest:
+            self._host_connects(type_, cid, room, port, bool(anew & 1))
+        elif anew & 1:
+            self._guest_connects(type_, cid, room)
+        else:
+            self._guest_connects_anew(anew)
 
     @precondition(lambda self: self.bench.host.wanted)
-    @rule(pick=picks, room=sizes, taken=st.booleans(), survives=st.booleans())
+    @rule(pick=picks, room=rooms, taken=st.booleans(), survives=st.booleans())
     def host_answers(self, pick: int, room: int, taken: bool, survives: bool) -> None:
         connection = self.bench.host.wanted.pop(pick % len(self.bench.host.wanted))
+        asking = [socket for socket in self.asking if socket.key == connection.key][-1]
+        self.asking.remove(asking)
         if not taken:
             self.bench.muxer.declined(connection)
             return
         end = FakeEnd(connection.type, room)
-        asking = [socket for socket in self.asking if socket.key == connection.key]
-        link = Link(end, connection, asking[-1])
-        self.asking.remove(asking[-1])
-        self._begin(link)
+        self._begin(Link(end, connection, asking))
         self.bench.muxer.opened(connection, end, "service", survives_pause=survives)
 
-    @rule(
-        type_=st.sampled_from([STREAM, SEQPACKET]), cid=st.sampled_from([HOST_CID, SIBLING_CID]), room=sizes,
-        port=st.sampled_from([1, 2, 500]), survives=st.booleans(),
-    )  # fmt: skip
-    def host_connects(self, type_: int, cid: int, room: int, port: int, survives: bool) -> None:
+    def _guest_connects(self, type_: int, cid: int, room: int) -> None:
+        self.port += 1
+        self.asking.append(self.guest.connect((self.port, cid, 80), type_, room))
+
+    def _guest_connects_anew(self, pick: int) -> None:
+        """From a port it had, once nothing of the old connection is under way: a guest cannot tell it from new."""
+        self._come_to_rest()
+        gone = [link.socket for link in self.links if link.socket and link.socket.key not in self.guest.sockets]
+        if gone:
+            old = gone[pick % len(gone)]
+            self.asking.append(self.guest.connect(old.key, old.type, old.buf_alloc))
+
+    def _host_connects(self, type_: int, cid: int, room: int, port: int, survives: bool) -> None:
         end = FakeEnd(type_, room)
         connection = self.bench.muxer.offer(
             end, port, peer_cid=cid, type_=type_, seconds=3.0, service="service", survives_pause=survives
@@ -171,7 +166,29 @@ class Machine(RuleBasedStateMachine):
         assert connection is not None
         self._begin(Link(end, connection, None))
 
-    @rule(pick=picks, size=sizes)
+    # -- programs write and read
+
+    @rule(todo=st.lists(st.tuples(st.sampled_from(TRAFFIC), picks, sizes), min_size=6, max_size=20))
+    def traffic(self, todo: list[tuple[str, int, int]]) -> None:
+        for what, pick, size in todo:
+            getattr(self, what)(pick, size)
+
+    def device_works(self, pick: int, size: int) -> None:
+        for _ in range(pick):
+            self.bench.step()
+
+    def guest_works(self, pick: int, size: int) -> None:
+        self._guest_turn(feeds=pick > 1)
+
+    def guest_writes(self, pick: int, size: int) -> None:
+        if link := self._link_of_guest(pick):
+            self.serial += size
+            self.guest.write(link.guests, numbered(size, self.serial))
+
+    def guest_reads(self, pick: int, size: int) -> None:
+        if link := self._link_of_guest(pick):
+            self.guest.read(link.guests, size)
+
     def host_writes(self, pick: int, size: int) -> None:
         link = self._open_link(pick)
         if link is not None and not link.end.ended and "deafen" not in link.end.calls:
@@ -182,39 +199,44 @@ class Machine(RuleBasedStateMachine):
             link.end.outbox.append(data)
             self.bench.muxer.readable(link.connection)
 
-    @rule(pick=picks, size=sizes)
     def host_reads(self, pick: int, size: int) -> None:
         if link := self._open_link(pick):
             link.end.room += size
             self.bench.muxer.writable(link.connection)
 
-    @rule(pick=picks)
-    def host_half_closes(self, pick: int) -> None:
-        if link := self._open_link(pick):
-            link.end.ended = True
-            self.bench.muxer.readable(link.connection, ending=True)
+    # -- connections end
 
-    @rule(pick=picks, rudely=st.booleans())
-    def host_closes(self, pick: int, rudely: bool) -> None:
-        if link := self._link(pick):
-            link.is_closed = True
-            link.end.ended = link.end.gone = True
-            link.end.broken |= rudely
+    @rule(pick=picks, how=st.sampled_from([Shutdown.RECEIVE, Shutdown.SEND, Shutdown.SEND, Shutdown.BOTH, None]))
+    def guest_ends(self, pick: int, how: Shutdown | None) -> None:
+        link = self._link_of_guest(pick)
+        if link is None:
+            return
+        if how is None:
+            link.may_lose = True
+            self.guest.abort(link.guests)
+        elif how is Shutdown.BOTH:
+            self.guest.close(link.guests)
+            link.may_lose |= not link.guests.is_closing
+        else:
+            self.guest.shutdown(link.guests, how)
+
+    @rule(pick=picks, how=st.sampled_from(["half", "half", "whole", "rudely"]))
+    def host_ends(self, pick: int, how: str) -> None:
+        if link := self._open_link(pick) if how == "half" else self._link(pick):
+            link.end.ended = True
+            if how == "half":
+                self.bench.muxer.readable(link.connection, ending=True)
+                return
+            link.is_closed = link.end.gone = True
+            link.end.broken |= how == "rudely"
             self.bench.muxer.hung_up(link.connection)
 
     # -- what moves
 
-    @rule(turns=st.integers(1, 4))
-    def device_works(self, turns: int) -> None:
-        for _ in range(turns):
-            self.bench.step()
-
-    @rule(feeds=st.booleans())
-    def guest_works(self, feeds: bool) -> None:
-        self._guest_turn(feeds)
-
-    @rule()
-    def all_work(self) -> None:
+    @rule(rests=st.booleans())
+    def both_work(self, rests: bool) -> None:
+        if rests:
+            self._come_to_rest()
         for _ in range(3):
             self.bench.step()
             self._guest_turn(True)
@@ -223,29 +245,30 @@ class Machine(RuleBasedStateMachine):
     def queues_stop_and_start(self) -> None:
         self.bench.attach(*self.bench.muxer.detach())
 
-    @rule()
-    def vm_is_paused(self) -> None:
-        indexes = self.bench.muxer.detach()
+    # -- what happens to all
+
+    @rule(what=st.sampled_from(["pause", "pause", "restart", "cancel"]), really=picks)
+    def all_end(self, what: str, really: int) -> None:
+        """Not often, since little is left then."""
+        if really > 1:
+            return
+        muxer = self.bench.muxer
         for link in self.links:
-            link.may_lose |= not link.connection.survives_pause
-        self.bench.muxer.pause()
+            link.may_lose |= what != "pause" or not link.connection.survives_pause
+        if what == "cancel":
+            muxer.cancel("service")
+            return
+        indexes = muxer.detach()
+        if what == "pause":
+            muxer.pause()
+        else:
+            muxer.reset()
+            assert not muxer.table
+            self.guest.restart()
+            self.asking.clear()
+            indexes = 0, 0
+            self.bench.driver.reset()
         self.bench.attach(*indexes)
-
-    @rule()
-    def guest_restarts(self) -> None:
-        self._all_may_lose()
-        self.bench.muxer.detach()
-        self.bench.muxer.reset()
-        assert not self.bench.muxer.table
-        self.guest.restart()
-        self.asking.clear()
-        self.bench.driver.reset()
-        self.bench.attach()
-
-    @rule()
-    def service_is_cancelled(self) -> None:
-        self._all_may_lose()
-        self.bench.muxer.cancel("service")
 
     @rule(seconds=st.sampled_from([1.0, 4.0, 9.0]))
     def time_goes_by(self, seconds: float) -> None:
@@ -323,11 +346,8 @@ class Machine(RuleBasedStateMachine):
         incoming.received = incoming.fwd_cnt = incoming.told_fwd_cnt = COUNTERS_BEGIN
         self.links.append(link)
 
-    def _sockets(self) -> list[Socket]:
-        return [link.socket for link in self.links if link.socket is not None]
-
-    def _socket(self, pick: int) -> Socket | None:
-        found = [socket for socket in self._sockets() if not socket.is_gone]
+    def _link_of_guest(self, pick: int) -> Link | None:
+        found = [link for link in self.links if link.socket is not None and not link.socket.is_gone]
         return found[-1 - pick % len(found)] if found else None
 
     def _link(self, pick: int) -> Link | None:
@@ -337,13 +357,6 @@ class Machine(RuleBasedStateMachine):
     def _open_link(self, pick: int) -> Link | None:
         link = self._link(pick)
         return link if link is not None and link.connection.state in (State.OPEN, State.FLUSHING) else None
-
-    def _link_of(self, socket: Socket) -> Link:
-        return next(link for link in self.links if link.socket is socket)
-
-    def _all_may_lose(self) -> None:
-        for link in self.links:
-            link.may_lose = True
 
     def _guest_turn(self, feeds: bool) -> bool:
         """Send and receive what there is; whether there was anything."""

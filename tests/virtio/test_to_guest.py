@@ -382,3 +382,17 @@ def test_the_queue_stops_and_starts_elsewhere_and_nothing_is_lost() -> None:
         if len(got) == len(stream):
             break
     assert got == stream
+
+
+def test_buffers_that_were_taken_and_not_filled_are_put_back() -> None:
+    bench = Bench(queue_size=8)
+    connection = bench.open()
+    connection.window = MAX_WINDOW_BYTES
+    bench.muxer.readable(connection)  # takes all the buffers to find nothing
+    assert bench.run() == []
+    assert bench.rx.pending == 0
+    rx, tx = bench.muxer.detach()
+    assert (rx, tx) == (1, 1)
+    bench.attach(rx, tx)
+    stream = numbered(20_000)
+    assert payload_of(send(bench, connection, stream)) == stream

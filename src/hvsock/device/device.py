@@ -74,6 +74,7 @@ class Device:
     def __init__(self, reactor: Reactor, cid: int, folder: str, limits: Limits = Limits()) -> None:
         self.cid = cid
         self._reactor = reactor
+        self._limits = limits
         self._connects = Connects(reactor, folder, self._wake)
         self._muxer = Muxer(cid, self._connects, connections=limits.connections, buffer_bytes=limits.buffer_bytes)
         self._connects.muxer = self._muxer
@@ -109,9 +110,10 @@ class Device:
                 timer.cancel()
 
     def report(self) -> dict[str, Any]:
-        """The state of the guest's driver, and what :func:`~.reporting.report_of` says."""
+        """The state of the guest's driver, its limits, and what :func:`~.reporting.report_of` says."""
         state = "running" if self._muxer.attached else "paused" if self._offers.asleep else "down"
-        return {"cid": self.cid, "driver": state, **report_of(self._muxer)}
+        limits = {"connections": self._limits.connections, "buffer_bytes": self._limits.buffer_bytes}
+        return {"cid": self.cid, "driver": state, "limits": limits, **report_of(self._muxer)}
 
     # -- what the front end tells
 

@@ -98,7 +98,7 @@ class FrontEnd:
 
     def broken(self, error: GuestError) -> None:
         """The guest broke the rules: the queues stop until it resets the device."""
-        log.warning("the guest's driver is stopped until it resets the device: %s", error)
+        log.warning("the guest's driver is stopped until it resets the device: %s", str(error))
         self._halt()
         for err in self._errors.values():
             _signal(err)
@@ -127,7 +127,7 @@ class FrontEnd:
             if not self._receive():
                 self.close()
         except (OSError, ProtocolError) as error:
-            log.warning("the front end is lost: %s", error)
+            log.warning("the front end is lost: %s", str(error))
             self.close()
 
     def _receive(self) -> bool:
@@ -220,7 +220,7 @@ class FrontEnd:
                 mapped.append(_map_region(region, descriptor))
             self._memory = GuestMemory(mapped)
         except (OSError, ValueError, OverflowError, GuestError) as error:
-            log.warning("the guest's memory cannot be mapped: %s", error)
+            log.warning("the guest's memory cannot be mapped: %s", str(error))
             return False
         return True
 

@@ -154,7 +154,7 @@ class Offers:
         try:
             message = messages.parse_device_message(data)
         except ProtocolError as error:
-            log.warning("not understood: %s", error)
+            log.warning("not understood: %s", str(error))
             _close_all(descriptors)
             self._drop(link)
             return

@@ -17,8 +17,8 @@ if sys.platform != "linux":
 
 log = logging.getLogger(__name__)
 
-DESCRIPTORS_PER_CONNECTION: Final = 3
-"""A connection's socket, its end mark, and that of another device at the other end."""
+DESCRIPTORS_PER_CONNECTION: Final = 2
+"""A connection's socket and its end mark; those between guests take a third, and are refused where none is left."""
 SPARE_DESCRIPTORS: Final = 256
 """For the queues, the front end, couriers and connects under way."""
 LOG_BYTES: Final = 16 << 20
@@ -87,12 +87,14 @@ def connections_that_fit(wanted: int) -> int:
     """
     descriptors = DESCRIPTORS_PER_CONNECTION * wanted + SPARE_DESCRIPTORS
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    except (ValueError, OSError):  # root alone may have more than it has
         descriptors = min(descriptors, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     fit = max(1, (descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)
     if fit < wanted:
-        log.warning("%d descriptors are allowed, enough for %d connections and not %d", descriptors, fit, wanted)
+        log.info("%d descriptors are allowed, enough for %d connections and not %d", descriptors, fit, wanted)
     return min(fit, wanted)
 
 

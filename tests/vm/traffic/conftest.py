@@ -1,0 +1,47 @@
+"""The guests that the tests of traffic share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock.fabric import paths
+from tests.vm.traffic.world import Guest, Kind, World
+
+KINDS = {
+    "web01": Kind("6.12", 2, "g"),
+    "web02": Kind("6.1", 1, "g"),
+    "web03": Kind("6.12", 1),
+}
+"""Both kernels, one and two processors, members of a group and one of none."""
+
+
+@pytest.fixture(scope="session")
+def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A fabric with the guests of :data:`KINDS`, which start when a test needs them."""
+    made = World(tmp_path_factory.mktemp("world"), KINDS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def world(shared_world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    """The same, which sockets and child processes are in; when a test fails, the guests say what they know."""
+    monkeypatch.setenv(paths.FOLDER_VARIABLE, shared_world.folder)
+    monkeypatch.delenv(paths.PARTITION_VARIABLE, raising=False)
+    failed = request.session.testsfailed
+    yield shared_world
+    if request.session.testsfailed > failed:
+        print(shared_world.describe())
+
+
+@pytest.fixture(params=["web01", "web02"])
+def guest(world: World, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A guest of each kernel; at the end it has no connections."""
+    found = world.guest(request.param)
+    yield found
+    found.wait_until_quiet()

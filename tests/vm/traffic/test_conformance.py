@@ -1,0 +1,47 @@
+"""The conformance suite for streams between a real guest and its host.
+
+The guest's end is a :class:`~tests.vm.traffic.world.RemoteSocket`: each call travels to the guest over another
+connection, and is made there. What takes a descriptor of both ends is left to the guest's own tests over loopback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock.testing import Features, applicable_checks, check_stream
+from tests.support import SOAK, sample
+from tests.vm.support import needs_qemu
+from tests.vm.traffic.conftest import KINDS
+from tests.vm.traffic.world import World
+
+pytestmark = [needs_qemu, pytest.mark.timeout(sample(180, 600))]
+
+FEATURES = Features(
+    # Linux shows a reset of AF_VSOCK as an end of stream, and sends none for data left unread at a close
+    resets=False,
+    delivers_before_reset=False,
+    descriptor=False,
+    peek=False,
+    makefile=False,
+    sendfile=False,
+    vectored=False,
+)
+WAIT_SECONDS = 20.0
+"""For one step; a guest under software emulation is slow."""
+
+
+ALL = [(name, by_guest) for name in KINDS for by_guest in (True, False)]
+WHERE = ALL if SOAK else [("web03", True), ("web02", False)]
+"""In `make test` each kernel and each direction occurs."""
+
+
+@pytest.mark.parametrize(("name", "by_guest"), WHERE)
+def test_streams(world: World, name: str, by_guest: bool) -> None:
+    guest = world.guest(name)
+    passed = check_stream(lambda: world.pair(guest, by_guest), features=FEATURES, wait_seconds=WAIT_SECONDS)
+    assert passed == applicable_checks(FEATURES)
+    guest.wait_until_quiet()

@@ -1,0 +1,393 @@
+"""A fabric with real guests, each with an agent in it that does what a test asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket as stdlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import hvsock
+from hvsock.addresses import ServiceId, VmId
+from hvsock.errors import HvsockError
+
+assert sys.platform == "linux"
+
+from hvsock.fabric import paths
+from hvsock.registry import Registry
+from hvsock.vm import control
+from hvsock.vm.qemu import CONSOLE_LOG, REPORT_SOCKET
+from hvsock.vm.runs import SUPERVISOR_LOG, Run
+from tests.cli.helpers import hvsock as command
+from tests.faults.processes import BrokerProcess
+from tests.vm.guest_scripts import agent, traffic
+from tests.vm.guest_scripts.traffic import WAIT_SECONDS
+from tests.vm.support import guest_image, is_alive, wait_until
+
+SCRIPTS: Final = Path(__file__).parent.parent / "guest_scripts"
+ANSWER_SECONDS: Final = 2 * WAIT_SECONDS
+"""Longest time until a guest answers."""
+T = TypeVar("T")
+
+
+class GuestError(Exception):
+    """What went wrong in a guest and is no OSError; the text has its kind and words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a guest is made of.
+
+    Attributes:
+        series: its kernel's.
+        cpus: its processors.
+        group: the group that it is a member of.
+    """
+
+    series: str
+    cpus: int
+    group: str | None = None
+
+
+class RemoteSocket:
+    """A socket of a guest; its methods are those of a socket, with a socket's errors."""
+
+    def __init__(self, guest: Guest, number: int) -> None:
+        self._guest = guest
+        self._number = number
+        self._closed = False
+
+    def _call(self, method: str, *arguments: Any, data: bytes = b"") -> tuple[Any, bytes]:
+        if self._closed:
+            raise ValueError("the socket is closed")
+        return self._guest.exchange("call", data, socket=self._number, method=method, arguments=arguments)
+
+    def settimeout(self, value: float | None, /) -> None:
+        """See :meth:`socket.socket.settimeout`."""
+        self._call("settimeout", value)
+
+    def connect(self, address: tuple[Any, Any]) -> None:
+        """See :meth:`socket.socket.connect`."""
+        self._call("connect", list(address))
+
+    def bind(self, address: tuple[Any, Any]) -> None:
+        """See :meth:`socket.socket.bind`."""
+        self._call("bind", list(address))
+
+    def listen(self) -> None:
+        """See :meth:`socket.socket.listen`."""
+        self._call("listen", 128)
+
+    def accept(self) -> tuple[RemoteSocket, list[Any]]:
+        """See :meth:`socket.socket.accept`."""
+        (number, peer), _ = self._call("accept")
+        return RemoteSocket(self._guest, number), peer
+
+    def getpeername(self) -> list[Any]:
+        """See :meth:`socket.socket.getpeername`."""
+        found: list[Any] = self._call("getpeername")[0]
+        return found
+
+    def getsockname(self) -> list[Any]:
+        """See :meth:`socket.socket.getsockname`."""
+        found: list[Any] = self._call("getsockname")[0]
+        return found
+
+    def send(self, data: Any, /) -> int:
+        """See :meth:`socket.socket.send`."""
+        data = bytes(data)
+        return int(self._call("send", data=data)[0]) if data else 0
+
+    def sendall(self, data: Any, /) -> None:
+        """See :meth:`socket.socket.sendall`."""
+        if data := bytes(data):
+            self._call("sendall", data=data)
+
+    def recv(self, bufsize: int, /) -> bytes:
+        """See :meth:`socket.socket.recv`."""
+        return self._call("recv", bufsize)[1]
+
+    def recv_into(self, buffer: Any, /) -> int:
+        """See :meth:`socket.socket.recv_into`."""
+        data = self.recv(len(buffer))
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def shutdown(self, how: int, /) -> None:
+        """See :meth:`socket.socket.shutdown`."""
+        self._call("shutdown", how)
+
+    def close(self) -> None:
+        """See :meth:`socket.socket.close`."""
+        if not self._closed:
+            self._call("close")
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, GuestError):  # the guest, and its sockets with it, may be gone
+            self.close()
+
+
+class Guest:
+    """A guest, which may be started, ended and started again.
+
+    Args:
+        world: where it is.
+        name: its partition's.
+        kind: what it is made of.
+    """
+
+    def __init__(self, world: World, name: str, kind: Kind) -> None:
+        self.name = name
+        self.kind = kind
+        self.run = Run(world.folder, name)
+        self.vm_id = VmId("00000000-0000-0000-0000-000000000000")
+        self.cid = 0
+        self._world = world
+        self._lock = threading.Lock()
+        self._idle: list[tuple[hvsock.socket, Any]] = []
+
+    def ensure(self) -> None:
+        """Start it, unless it runs already."""
+        if self.run.runs():
+            return
+        self.forget()
+        guest_image(self.kind.series)
+        words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
+        words += ["--group", self.kind.group] if self.kind.group else []
+        words += ["--overlay", str(self._world.overlay)]
+        words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
+        done = command("vm", "start", self.name, *words, env=self._world.environment)
+        found = json.loads(done.stdout)
+        self.vm_id, self.cid = VmId(found["vm_id"]), found["cid"]
+        assert self.ask("facts")["cpus"] == self.kind.cpus
+
+    def end(self) -> None:
+        """Switch it off, if it runs."""
+        self.forget()
+        with contextlib.suppress(HvsockError):
+            control.ask(self.run, "kill")
+        if os.path.isdir(self.run.folder):
+            self.run.wait_for_end()
+
+    # -- the agent
+
+    def forget(self) -> None:
+        """The connections to the agent are of no use any more."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for sock, file in idle:
+            file.close()
+            sock.close()
+
+    def exchange(self, do: str, data: bytes = b"", *, beside: bool = False, **arguments: Any) -> tuple[Any, bytes]:
+        """Ask the agent, and wait for its answer.
+
+        Raises:
+            OSError: what the guest's sockets raised, or the connection to the agent.
+            GuestError: something else went wrong there.
+        """
+        link = self._take()
+        try:
+            agent.send(link[1], {"do": do, "beside": beside, "arguments": arguments}, data)
+            answer, payload = agent.receive(link[1])
+        except BaseException:
+            link[1].close()
+            link[0].close()
+            raise
+        with self._lock:
+            self._idle.append(link)
+        if "error" not in answer:
+            return answer["result"], payload
+        if answer["error"] == "TimeoutError":
+            raise TimeoutError(answer["text"])
+        if answer["errno"] is not None:
+            raise OSError(answer["errno"], answer["text"])
+        raise GuestError(f"{answer['error']}: {answer['text']}\n{answer['trace']}")
+
+    def _take(self) -> tuple[hvsock.socket, Any]:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        sock = self._world.connect(self, agent.PORT, retry=True)
+        sock.settimeout(ANSWER_SECONDS)
+        return sock, sock.makefile("rwb")
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """What the agent answers."""
+        return self.exchange(do, **arguments)[0]
+
+    def begin(self, do: str, **arguments: Any) -> Callable[[], Any]:
+        """Have the agent begin something; what is returned waits for its result."""
+        job = self.ask(do, beside=True, **arguments)
+
+        def finish() -> Any:
+            outcome = self.ask("finish", job=job)
+            assert "result" in outcome, outcome["trace"]
+            return outcome["result"]
+
+        return finish
+
+    def output(self, *words: str, input: bytes = b"", seconds: float = WAIT_SECONDS) -> tuple[int, bytes]:
+        """The exit code of a program, and what it prints."""
+        code, text = self.exchange("run", input, command=words, seconds=seconds)
+        return code, text
+
+    def socket(self, type: int = stdlib.SOCK_STREAM, *, plain: bool = False) -> RemoteSocket:
+        """A fresh socket in the guest, with a time-out; `plain`: Python's own AF_VSOCK."""
+        made = RemoteSocket(self, self.ask("socket", type=type, plain=plain))
+        made.settimeout(WAIT_SECONDS)
+        return made
+
+    # -- the device
+
+    def report(self) -> dict[str, Any]:
+        """The device's counters."""
+        with stdlib.socket(stdlib.AF_UNIX) as link:
+            link.settimeout(WAIT_SECONDS)
+            paths.at(self.run.folder, REPORT_SOCKET, link.connect)
+            with link.makefile("rb") as file:
+                found: dict[str, Any] = json.load(file)
+        return found
+
+    def wait_until_quiet(self) -> None:
+        """Wait until no connection is left but those to the agent."""
+        self.forget()
+        wait_until(lambda: self.report()["connections"] == 0)
+
+    def describe(self) -> str:
+        """All that there is to see of it, for a test that failed."""
+        parts = []
+        for name in (CONSOLE_LOG, SUPERVISOR_LOG):
+            with contextlib.suppress(FileNotFoundError), open(self.run.path(name), errors="replace") as file:
+                parts.append(f"--- {self.name}: {name}\n{file.read()[-4000:]}")
+        with contextlib.suppress(OSError, ValueError):
+            parts.append(f"--- {self.name}: report of the device\n{json.dumps(self.report(), indent=1)}")
+        return "\n".join(parts)
+
+
+class World:
+    """A fabric with guests; they start when they are needed, and go on until the end.
+
+    Args:
+        folder: the fabric's folder.
+        kinds: its guests, by name.
+        brought: folders that go over the guests' files.
+    """
+
+    def __init__(self, folder: Path, kinds: dict[str, Kind], brought: tuple[Path, ...] = ()) -> None:
+        self.folder = str(folder / "fabric")
+        self.overlay = folder / "overlay"
+        target = self.overlay / "root" / "tests" / "vm" / "guest_scripts"
+        target.mkdir(parents=True)
+        for script in ("agent.py", "traffic.py"):
+            shutil.copy(SCRIPTS / script, target)
+        for one in brought:
+            shutil.copytree(one, self.overlay, dirs_exist_ok=True, symlinks=True)
+        self.environment = {**os.environ, paths.FOLDER_VARIABLE: self.folder}
+        self.environment.pop(paths.PARTITION_VARIABLE, None)
+        self.broker = BrokerProcess(self.folder)
+        self._ports = itertools.count(61_000)
+        self._guests = {name: Guest(self, name, kind) for name, kind in kinds.items()}
+        self.register(agent.PORT)
+
+    def guest(self, name: str) -> Guest:
+        """A guest, which runs."""
+        found = self._guests[name]
+        found.ensure()
+        return found
+
+    def close(self) -> None:
+        """End all guests and the broker; nothing may be left."""
+        for guest in self._guests.values():
+            guest.end()
+        self.broker.close()
+        left = [pid for pid in processes_in(self.folder) if is_alive(pid)]
+        assert not left, f"processes are left: {left}"
+
+    def describe(self) -> str:
+        """All that there is to see of the guests that ran."""
+        return "\n".join(guest.describe() for guest in self._guests.values() if os.path.isdir(guest.run.folder))
+
+    # -- services
+
+    def register(self, port: int) -> int:
+        """Register the service of a port; returns the port."""
+        with Registry(os.path.join(self.folder, "registry")) as registry:
+            registry.register(f"port {port}", ServiceId.from_port(port))
+        return port
+
+    def port(self) -> int:
+        """A fresh port, whose service is registered."""
+        return self.register(next(self._ports))
+
+    def connect(
+        self, guest: Guest, port: int, type: int = stdlib.SOCK_STREAM, *, retry: bool = False
+    ) -> hvsock.socket:
+        """A connection of the host to a guest, with a time-out."""
+        made: hvsock.socket = hvsock.create_connection(
+            (guest.vm_id, str(port)), WAIT_SECONDS, retry=retry, type=type
+        )
+        return made
+
+    def listen(self, port: int, type: int = stdlib.SOCK_STREAM) -> hvsock.socket:
+        """A listener of the host for its guests, with a time-out."""
+        return traffic.listen("children", port, type)
+
+    def pair(
+        self, guest: Guest, by_guest: bool, type: int = stdlib.SOCK_STREAM
+    ) -> tuple[hvsock.socket, RemoteSocket]:
+        """A connection that the guest begins, or the host: (the host's end, the guest's end)."""
+        port = self.port()
+        if by_guest:
+            with self.listen(port, type) as listener:
+                far = guest.socket(type)
+                far.connect((hvsock.HV_GUID_PARENT, ServiceId.from_port(port)))
+                near, _ = listener.accept()
+        else:
+            with guest.socket(type) as listening:
+                listening.bind((hvsock.HV_GUID_WILDCARD, ServiceId.from_port(port)))
+                listening.listen()
+                near = self.connect(guest, port, type)
+                far, _ = listening.accept()
+        near.settimeout(WAIT_SECONDS)
+        return near, far
+
+
+def processes_in(folder: str) -> Iterator[int]:
+    """The processes whose working folder is below `folder`."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdecimal() and os.readlink(f"/proc/{name}/cwd").startswith(folder):
+                yield int(name)
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """Run `work` in a thread beside the body; all that it waits for has a time-out of its own."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield future
+    finally:
+        thread.join()

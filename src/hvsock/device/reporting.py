@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 import json
+import os
 import select
 import socket
 import sys
@@ -12,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from hvsock.errors import StateError
+from hvsock.fabric import paths
 from hvsock.virtio.connection import Connection
 from hvsock.virtio.counters import SUMS
 from hvsock.virtio.packet import STREAM
@@ -27,8 +30,35 @@ if TYPE_CHECKING:
 
 MAX_READERS: Final = 16
 """Readers of the counters at once; one that does not read keeps its place, and no more than that."""
+MAX_REPORT_BYTES: Final = 16 << 20
+"""Longest report that is read: a service in it takes some 300 bytes, of which there may be 16,384."""
+READ_SECONDS: Final = 10.0
+"""How long a report may take; it takes milliseconds, so a device is stuck by then."""
 MAX_CONNECTIONS_LISTED: Final = 100
 """Connections in a report, those that moved most: a list of all would hold up payload for milliseconds."""
+
+
+def read_report(path: str) -> dict[str, Any]:
+    """The report of the device whose report socket is at `path`.
+
+    Raises:
+        StateError: no device answers there, or not with a report.
+    """
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(READ_SECONDS)
+        data = bytearray()
+        try:
+            paths.at(*os.path.split(os.path.abspath(path)), link.connect)
+            while len(data) <= MAX_REPORT_BYTES and (piece := link.recv(1 << 16)):
+                data += piece
+            found = json.loads(data)
+        except OSError as error:
+            raise StateError(f"no device answers at {path}: {error.strerror or error}") from None
+        except ValueError:
+            raise StateError(f"what answers at {path} is no device, or one with too many readers") from None
+    if not isinstance(found, dict) or "cid" not in found:
+        raise StateError(f"what answers at {path} is no device")
+    return found
 
 
 def report_of(muxer: Muxer) -> dict[str, Any]:

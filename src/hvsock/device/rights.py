@@ -18,7 +18,7 @@ if sys.platform != "linux":
 log = logging.getLogger(__name__)
 
 DESCRIPTORS_PER_CONNECTION: Final = 2
-"""A connection's socket and its end mark; those between guests take a third, and are refused where none is left."""
+"""A connection's socket and its end mark. Those between guests take one more, or are refused."""
 SPARE_DESCRIPTORS: Final = 256
 """For the queues, the front end, couriers and connects under way."""
 LOG_BYTES: Final = 16 << 20

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import click
 
 from hvsock.cli.commands.partition import partition_table
-from hvsock.cli.output import (
-    Column,
-    Table,
-    drawn,
-    duration_text,
-    json_option,
-    plain,
-    print_json,
-    time_text,
-    to_terminal,
-)
+from hvsock.cli.output import Column, Table, duration_text, json_option
+from hvsock.cli.watching import Page, show, watch_options
 from hvsock.errors import NoFabricError
 from hvsock.fabric import client, paths
 
@@ -28,17 +18,7 @@ if sys.platform != "linux":
 
 
 @click.command()
-@click.option(
-    "--watch", is_flag=True, help="Show it again and again, until Ctrl-C; with --json one line each time."
-)
-@click.option(
-    "--interval",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0.1),
-    default=1.0,
-    show_default=True,
-    help="For --watch.",
-)
+@watch_options
 @json_option
 def status(watch: bool, interval: float, as_json: bool) -> None:
     """Show partitions, and services with their counters.
@@ -46,49 +26,12 @@ def status(watch: bool, interval: float, as_json: bool) -> None:
     Connections of two local processes are counted here, and their bytes are not: payload never passes
     through the broker.
     """
-    if watch:
-        _watch(interval, as_json)
-        return
-    value = _ask()
-    if as_json:
-        print_json(value)
-    elif to_terminal():
-        from rich.console import Console
-
-        Console().print(_drawn(value))
-    else:
-        click.echo("\n".join(_lines(value)))
+    show(_ask, _page, watch=watch, interval=interval, as_json=as_json, passing=NoFabricError)
 
 
 def _ask() -> dict[str, Any]:
     found: dict[str, Any] = client.call(paths.partition_folder(), "status")
-    return {"time": time_text(time.time()), **found}
-
-
-def _watch(interval: float, as_json: bool) -> None:
-    if to_terminal() and not as_json:
-        from rich.live import Live
-
-        with Live(_drawn(_ask()), screen=True, auto_refresh=False) as live:
-            while True:
-                time.sleep(interval)
-                live.update(_drawn_or_waiting(), refresh=True)
-    while True:
-        value = _ask()
-        if as_json:
-            print_json(value, one_line=True)
-        else:
-            click.echo("\n".join([*_lines(value), ""]))
-        time.sleep(interval)
-
-
-def _drawn_or_waiting() -> Any:
-    try:
-        return _drawn(_ask())
-    except NoFabricError as error:
-        from rich.text import Text
-
-        return Text(f"{time_text(time.time())}  {error}", style="yellow")
+    return found
 
 
 def _headline(value: dict[str, Any]) -> str:
@@ -99,22 +42,8 @@ def _headline(value: dict[str, Any]) -> str:
     )
 
 
-def _lines(value: dict[str, Any]) -> list[str]:
-    tables = [partition_table(value["partitions"], counts=True), service_table(value["services"])]
-    return [_headline(value), *[line for table in tables for line in ("", *plain(table))]]
-
-
-def _drawn(value: dict[str, Any]) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    return Group(
-        Text(_headline(value)),
-        "",
-        drawn(partition_table(value["partitions"], counts=True)),
-        "",
-        drawn(service_table(value["services"])),
-    )
+def _page(value: dict[str, Any]) -> Page:
+    return [_headline(value), partition_table(value["partitions"], counts=True), service_table(value["services"])]
 
 
 def service_table(services: list[dict[str, Any]]) -> Table:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "resume": Entry(f"{_HERE}:resume", "Let a paused VM go on."),
     "reset": Entry(f"{_HERE}:reset", "Restart a guest, as by its reset button."),
     "list": Entry(f"{_HERE}:list_", "List the VMs."),
+    "stats": Entry(f"{_HERE}_stats:stats", "Show what a VM's connections move."),
     "console": Entry(f"{_HERE}_console:console", "Sit down at a guest's serial console."),
     "rm": Entry(f"{_HERE}:rm", "Remove a VM that is stopped, and its partition."),
 }

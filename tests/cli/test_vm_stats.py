@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,13 +166,3 @@ def test_what_is_no_device(tmp_path: Path) -> None:
                 peer.sendall(data)
                 peer.close()
                 assert "is no device" in line_of(process.stderr)
-
-
-def test_readers_that_do_not_read(device: DeviceThread, report_path: str) -> None:
-    """They are bounded, and hold up nobody before that."""
-    with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(reporting.MAX_READERS)]
-        for reader in readers:
-            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-            reader.connect(report_path)
-        assert invoke_json("vm", "stats", "--socket", report_path)["cid"] == device.cid

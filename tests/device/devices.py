@@ -27,6 +27,20 @@ T = TypeVar("T")
 DEFAULTS = Limits()
 
 
+@contextlib.contextmanager
+def running() -> Iterator[Reactor]:
+    """A reactor in a thread; it is the body's to be careful with while it turns."""
+    reactor = Reactor()
+    thread = threading.Thread(target=reactor.run, name="reactor under test")
+    thread.start()
+    try:
+        yield reactor
+    finally:
+        reactor.stop()
+        thread.join()
+        reactor.close()
+
+
 class DeviceThread:
     """The device of a partition, in a thread, from construction to close().
 

@@ -104,6 +104,16 @@ class GuestSocket:
                 self._sent = (self._sent + len(piece)) & 0xFFFFFFFF
                 self.post(Op.RW, bytes(piece), 0 if rest or self.type == STREAM else SEQ_EOM)
 
+    def send_some(self, data: memoryview) -> int:
+        """Send what there is credit for, in one packet; how much that is."""
+        with self.guest.changed:
+            assert not self.was_reset, "the connection was reset"
+            piece = data[: max(0, min(self._free(), PACKET_BYTES))]
+            if piece:
+                self._sent = (self._sent + len(piece)) & 0xFFFFFFFF
+                self.post(Op.RW, bytes(piece), 0 if self.type == STREAM else SEQ_EOM)
+            return len(piece)
+
     def _free(self) -> int:
         return self._peer_room - ((self._sent - self._peer_passed_on) & 0xFFFFFFFF)
 
@@ -141,7 +151,7 @@ class GuestSocket:
         with self.guest.changed:
             if self.guest.sockets.get(self.key) is self:
                 self.post(Op.SHUTDOWN, flags=Shutdown.BOTH)
-                self.guest.wait_for(lambda: self.was_reset)
+                self.guest.wait_for(lambda: self.guest.sockets.get(self.key) is not self)
 
     def reset(self) -> None:
         """Close without any grace."""

@@ -37,6 +37,7 @@ class Door:
         self._listener = listener
         self._admit = admit
         self._rest: Timer | None = None
+        self._is_short = False
         self._open()
 
     def close(self) -> None:
@@ -57,9 +58,12 @@ class Door:
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("a peer has to wait: %s", error.strerror)
+                if not self._is_short:
+                    self._is_short = True
+                    log.warning("peers have to wait: %s", error.strerror)
                 self._reactor.forget(self._listener.fileno())
                 self._rest = self._reactor.after(REST_SECONDS, self._open)
                 return
+            self._is_short = False
             peer.setblocking(False)
             self._admit(peer)

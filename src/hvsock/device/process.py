@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -48,7 +49,9 @@ def bound_socket(path: str, gid: int | None = None) -> socket.socket:
         try:
             paths.at(folder, name, listener.bind)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_dead(folder, name):
+            # a connect to a file is refused as well
+            is_socket = error.errno == errno.EADDRINUSE and stat.S_ISSOCK(os.lstat(path).st_mode)
+            if not is_socket or not _is_dead(folder, name):
                 raise
             os.unlink(path)
             paths.at(folder, name, listener.bind)

@@ -17,7 +17,7 @@ from hvsock.virtio import session as actions
 from hvsock.virtio import vhost_user
 from hvsock.virtio.connection import Connection, State
 from hvsock.virtio.memory import GuestError
-from hvsock.virtio.packet import HEADER_BYTES, HOST_CID, SEQPACKET, STREAM, Header
+from hvsock.virtio.packet import HEADER_BYTES, HOST_CID, SEQPACKET, STREAM, Header, Op
 from hvsock.virtio.session import Session
 from hvsock.virtio.to_guest import MAX_STRAYS
 from hvsock.virtio.vhost_user import Feature, Flag, MemoryRegion, Request, RingAddresses
@@ -94,9 +94,9 @@ class DeviceProgram:
         self.open: list[tuple[Connection, FakeEnd]] = []
         self.now = 0.0
         self.steps: tuple[Callable[[], None], ...] = (
-            self._packet, self._packet, self._packet, self._device_works, self._device_works, self._host_answers,
-            self._host_answers, self._host_does, self._host_does, self._host_connects, self._descriptor,
-            self._chain, self._available, self._memory, self._guest_reads, self._all_at_once,
+            self._packet, self._fitting_packet, self._fitting_packet, self._device_works, self._device_works,
+            self._host_answers, self._host_answers, self._host_does, self._host_does, self._host_connects,
+            self._descriptor, self._chain, self._available, self._memory, self._guest_reads, self._all_at_once,
         )  # fmt: skip
 
     def play(self) -> None:
@@ -138,8 +138,6 @@ class DeviceProgram:
         fwd_cnt = 0
         if shape & 2:
             fwd_cnt = read.choose(*_NUMBERS)
-        if shape & 4 and self.open:  # what a guest says that has read all
-            fwd_cnt = self.open[-1][0].outgoing.sent
         header = Header(
             read.number() if shape & 0xE0 == 0xE0 else GUEST_CID,
             _CIDS[kind % len(_CIDS)],
@@ -152,9 +150,29 @@ class DeviceProgram:
             _NUMBERS[read.byte() % len(_NUMBERS)],
             fwd_cnt,
         )
-        data = header.pack()[: 20 if shape & 0xF8 == 0x90 else HEADER_BYTES]
+        self._send(header.pack()[: 20 if shape & 0xF8 == 0x90 else HEADER_BYTES], payload)
+
+    def _fitting_packet(self) -> None:
+        """A packet of a connection that there is, or that the guest begins, from a guest that has read all."""
+        read, table = self.read, self.bench.muxer.table
+        pick, op, size = read.byte(), read.byte(), read.byte()
+        payload = PAYLOAD[: size * 4]
+        ops = (Op.RW, Op.RW, Op.RW, Op.RESPONSE, Op.SHUTDOWN, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST, Op.RST)
+        header = Header(
+            GUEST_CID, HOST_CID, 1 + pick % 3, 80, len(payload), 1 + (pick & 1), Op.REQUEST, op >> 3 & 3, 1000
+        )
+        if table and pick & 0xC0:
+            connection = list(table.values())[pick % len(table)]
+            port, cid, peer_port = connection.key
+            header = header._replace(
+                src_port=port, dst_cid=cid, dst_port=peer_port, type=connection.type, op=ops[op & 7],
+                fwd_cnt=connection.outgoing.sent,
+            )  # fmt: skip
+        self._send(header.pack(), payload)
+
+    def _send(self, header: bytes, payload: bytes) -> None:
         with contextlib.suppress(ProtocolError):  # the program wrote into the rings, so the driver is lost there
-            self.bench.driver.send(data, payload)
+            self.bench.driver.send(header, payload)
 
     def _queue_side(self) -> int:
         return self.read.byte() & 1

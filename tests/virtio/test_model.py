@@ -29,7 +29,10 @@ sizes = st.sampled_from([1, 2, 60, 99, 500, 7000])
 """Of what is written and read."""
 rooms = st.sampled_from([50, 99, 500, 7000, 1 << 18])
 """Of sockets and of the device, so small that they are often full."""
-TRAFFIC = ["guest_writes", "guest_reads", "host_writes", "host_reads", "device_works", "guest_works"]
+TRAFFIC = [
+    *5 * ["guest_writes", "guest_reads", "host_writes", "host_reads", "device_works", "guest_works"],
+    *("guest_half_closes", "guest_closes", "host_half_closes", "host_closes"),
+]
 """What goes on most of the time; methods of the machine."""
 
 
@@ -105,7 +108,7 @@ class Machine(RuleBasedStateMachine):
                 "buffer_bytes": rooms,
             }
         ),
-        opened=st.lists(st.tuples(st.booleans(), types, rooms, rooms, st.booleans()), min_size=1, max_size=4),
+        opened=st.lists(st.tuples(st.booleans(), types, rooms, rooms, st.booleans()), min_size=2, max_size=4),
     )
     def begin(self, options: dict[str, Any], opened: list[tuple[bool, int, int, int, bool]]) -> None:
         """Some connections are there at once, half of them begun by the guest."""
@@ -168,7 +171,7 @@ class Machine(RuleBasedStateMachine):
 
     # -- programs write and read
 
-    @rule(todo=st.lists(st.tuples(st.sampled_from(TRAFFIC), picks, sizes), min_size=6, max_size=20))
+    @rule(todo=st.lists(st.tuples(st.sampled_from(TRAFFIC), picks, sizes), min_size=10, max_size=40))
     def traffic(self, todo: list[tuple[str, int, int]]) -> None:
         for what, pick, size in todo:
             getattr(self, what)(pick, size)
@@ -206,29 +209,30 @@ class Machine(RuleBasedStateMachine):
 
     # -- connections end
 
-    @rule(pick=picks, how=st.sampled_from([Shutdown.RECEIVE, Shutdown.SEND, Shutdown.SEND, Shutdown.BOTH, None]))
-    def guest_ends(self, pick: int, how: Shutdown | None) -> None:
-        link = self._link_of_guest(pick)
-        if link is None:
-            return
-        if how is None:
-            link.may_lose = True
-            self.guest.abort(link.guests)
-        elif how is Shutdown.BOTH:
+    def guest_half_closes(self, pick: int, size: int) -> None:
+        if link := self._link_of_guest(pick):
+            self.guest.shutdown(link.guests, Shutdown.RECEIVE if size == 1 else Shutdown.SEND)
+
+    def guest_closes(self, pick: int, size: int) -> None:
+        if link := self._link_of_guest(pick):
             self.guest.close(link.guests)
             link.may_lose |= not link.guests.is_closing
-        else:
-            self.guest.shutdown(link.guests, how)
 
-    @rule(pick=picks, how=st.sampled_from(["half", "half", "whole", "rudely"]))
-    def host_ends(self, pick: int, how: str) -> None:
-        if link := self._open_link(pick) if how == "half" else self._link(pick):
+    @rule(pick=picks)
+    def guest_aborts(self, pick: int) -> None:
+        if link := self._link_of_guest(pick):
+            link.may_lose = True
+            self.guest.abort(link.guests)
+
+    def host_half_closes(self, pick: int, size: int) -> None:
+        if link := self._open_link(pick):
             link.end.ended = True
-            if how == "half":
-                self.bench.muxer.readable(link.connection, ending=True)
-                return
-            link.is_closed = link.end.gone = True
-            link.end.broken |= how == "rudely"
+            self.bench.muxer.readable(link.connection, ending=True)
+
+    def host_closes(self, pick: int, size: int) -> None:
+        if link := self._link(pick):
+            link.is_closed = link.end.ended = link.end.gone = True
+            link.end.broken |= size == 1
             self.bench.muxer.hung_up(link.connection)
 
     # -- what moves
@@ -401,7 +405,7 @@ class Machine(RuleBasedStateMachine):
 
 TestModel = Machine.TestCase
 TestModel.settings = settings(
-    max_examples=sample(150, 20_000),
-    stateful_step_count=sample(50, 100),
+    max_examples=sample(200, 20_000),
+    stateful_step_count=sample(30, 60),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -1,0 +1,97 @@
+"""The fuzzer's corpus, and a bounded sample of what it would try next; `make soak` plays a million programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuzz.minimise import jumps, minimise
+from fuzz.mutations import MAX_BYTES, mutations
+from fuzz.programs import PROGRAMS, play
+from hvsock.virtio.credit import Incoming
+from hvsock.virtio.session import Session
+from tests.support import SOAK, sample
+
+ROOT = Path(__file__).parent.parent.parent
+MAX_CORPUS_BYTES = 1 << 20
+SEED = 20_261_122
+GUIDED_RUNS = 500_000
+GUIDED_SECONDS = 6000
+"""Time limit of the guided run; its count is what ends it."""
+
+
+def corpus(name: str) -> list[bytes]:
+    """The programs that are kept."""
+    return [file.read_bytes() for file in sorted((ROOT / "fuzz" / "corpus" / name).iterdir())]
+
+
+def run(name: str, programs: list[bytes], count: int) -> int:
+    """Play changes of these programs; returns how many, and names the one that fails."""
+    played = 0
+    for program in mutations(programs, SEED, count):
+        try:
+            play(name, program)
+        except Exception as error:
+            raise AssertionError(f"{name} {program.hex()}") from error
+        played += 1
+    return played
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_corpus_plays_and_is_small(name: str) -> None:
+    programs = corpus(name)
+    assert programs
+    assert sum(map(len, programs)) < MAX_CORPUS_BYTES
+    for program in programs:
+        play(name, program)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_the_fuzzer_would_try_next(name: str) -> None:
+    count = sample(3000, 600_000)
+    assert run(name, corpus(name), count) == count
+
+
+@pytest.mark.skipif(not SOAK, reason="guided by coverage it runs in make soak alone")
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="pip install atheris")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_the_guided_fuzzer_finds(name: str, tmp_path: Path) -> None:
+    options = [
+        f"-runs={GUIDED_RUNS}",
+        f"-max_len={MAX_BYTES}",
+        "-seed=1",
+        f"-artifact_prefix={tmp_path}/",
+    ]
+    new = tmp_path / "new"
+    new.mkdir()
+    command = [sys.executable, "-m", "fuzz", name, *options, str(new), str(ROOT / "fuzz" / "corpus" / name)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False, timeout=GUIDED_SECONDS
+    )
+    found = [file.read_bytes().hex() for file in tmp_path.iterdir() if file.is_file()]
+    assert (done.returncode, found) == (0, []), done.stderr[-4000:]
+
+
+def test_a_guest_that_gets_more_room_than_there_is_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Incoming, "receive", lambda self, count: True)
+    with pytest.raises(AssertionError, match="device"):
+        run("device", corpus("device"), 3000)
+
+
+def test_a_descriptor_that_is_not_closed_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "close", lambda self: ())
+    with pytest.raises(AssertionError, match="session"):
+        run("session", corpus("session"), 3000)
+
+
+def test_the_corpus_is_as_small_as_can_be_told() -> None:
+    programs = corpus("session")
+    kept = minimise("session", [*programs, *programs, b"", *(program + b"\0" for program in programs)])
+    assert set(kept) <= {*programs, *(program + b"\0" for program in programs)}
+    assert len(kept) <= len(programs) + 1
+    reached = set().union(*(jumps("session", program) for program in programs))
+    assert set().union(*(jumps("session", program) for program in kept)) >= reached

@@ -18,7 +18,7 @@ settings.load_profile("hvsock")
 
 if sys.platform != "linux":
     # what runs over the fabric needs Linux; its modules say so to type checkers by an assert
-    collect_ignore = ["cli", "conformance", "docs", "examples", "fabric", "faults", "interop", "sockets"]
+    collect_ignore = ["cli", "conformance", "device", "docs", "examples", "fabric", "faults", "interop", "sockets"]
 
 
 @pytest.fixture(autouse=True)

@@ -266,6 +266,14 @@ def test_a_guest_that_was_reset_before_it_did_much(stopped_at: list[int]) -> Non
     assert names(qemu.start([0, 0]))[0] == "Reset"
 
 
+@pytest.mark.parametrize("stopped_at", [[7, 0], [0, 7]])
+def test_an_index_that_came_round_to_zero_is_no_reset(stopped_at: list[int]) -> None:
+    qemu = started()
+    qemu.next_available = dict(enumerate(stopped_at))
+    assert qemu.stop() == stopped_at
+    assert names(qemu.start(stopped_at)) == ["StartQueue", "StartQueue"]
+
+
 def test_status_zero_stops_the_queues_and_keeps_the_bases() -> None:
     """Newer versions of QEMU set it when they stop a device, for a pause too."""
     qemu = started()

@@ -399,11 +399,11 @@ class Session:
     def _is_anew(self) -> bool:
         """Whether the front end has set a queue's base to something else than where the queue stopped.
 
-        A tx queue that begins at 0 is new too: a guest that has sent nothing has no connections.
+        Queues that all begin at 0 are new too. One alone may have come there by its 16 bits.
         """
-        return any(
-            vring.base_is_new and (vring.base != vring.stopped_at or (index == TX and vring.base == 0))
-            for index, vring in enumerate(self._vrings)
+        told = [vring for vring in self._vrings if vring.base_is_new]
+        return any(vring.base != vring.stopped_at for vring in told) or (
+            len(told) == len(self._vrings) and not any(vring.base for vring in told)
         )
 
 

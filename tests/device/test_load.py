@@ -40,6 +40,8 @@ IN_A_ROW = sample(1_000, 20_000)
 IDLE = sample(2_000, 8_000)
 """Idle connections; a process has 20,000 descriptors in many places, and this one has both ends of each."""
 MOST_BYTES_PER_CONNECTION = 4096
+MOST_GROWTH_BYTES = 256 << 10
+"""What the allocator may keep after many connections, which would be 1 MiB of them if they were left."""
 
 
 def test_many_at_once(fabric: EmbeddedFabric, guest: Guest, demo: ServiceEntry, device: DeviceThread) -> None:
@@ -177,6 +179,33 @@ def test_idle_connections_take_little_memory(
         each = (resident_bytes(process.pid) - before) / IDLE
         print(f"{each:.0f} B for each of {IDLE} idle connections")
         assert each < MOST_BYTES_PER_CONNECTION
+
+
+@pytest.mark.timeout(600)
+def test_connections_that_came_and_went_leave_no_memory(
+    fabric: EmbeddedFabric, vm: PartitionHandle, demo: ServiceEntry, tmp_path: object
+) -> None:
+    """Whatever way they ended; so many before that have warmed the device up."""
+    folder = str(tmp_path)
+    with (
+        device_process(fabric, folder) as process,
+        guest_of(folder) as guest,
+        listen(fabric, demo.id) as listener,
+    ):
+        for count in (IN_A_ROW // 2, IN_A_ROW):
+            before = resident_bytes(process.pid)
+            for number in range(count):
+                far = guest.connect(PORT)
+                with accept(listener) as near:
+                    near.sendall(bytes(1000))
+                    if number % 3 == 0:
+                        far.reset()
+                    elif number % 3 == 1:
+                        far.close()
+                with contextlib.suppress(ConnectionRefusedError):
+                    guest.connect(PORT + 1)
+        wait_until(lambda: not read_report(os.path.join(folder, "report"))["connections"])
+        assert resident_bytes(process.pid) - before < MOST_GROWTH_BYTES
 
 
 def resident_bytes(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -25,15 +26,16 @@ picks = st.integers(0, 7)
 """Which of the connections there are."""
 types = st.sampled_from([STREAM, SEQPACKET])
 cids = st.sampled_from([HOST_CID, SIBLING_CID])
-sizes = st.sampled_from([1, 2, 60, 99, 500, 7000])
+counts = st.sampled_from([150, 40, 5, 1])
+"""Of actions in a row."""
+SIZES = [1, 2, 60, 99, 500, 7000]
 """Of what is written and read."""
 rooms = st.sampled_from([50, 99, 500, 7000, 1 << 18])
 """Of sockets and of the device, so small that they are often full."""
-TRAFFIC = [
-    *5 * ["guest_writes", "guest_reads", "host_writes", "host_reads", "device_works", "guest_works"],
-    *("guest_half_closes", "guest_closes", "host_half_closes", "host_closes"),
-]
+TRAFFIC = ["guest_writes", "guest_reads", "host_writes", "host_reads", "device_works", "guest_works"]
 """What goes on most of the time; methods of the machine."""
+ENDS = ["guest_half_closes", "guest_closes", "host_half_closes", "host_closes"]
+"""What ends connections, or one direction of them."""
 
 
 class Link:
@@ -108,9 +110,13 @@ class Machine(RuleBasedStateMachine):
                 "buffer_bytes": rooms,
             }
         ),
+        seed=st.integers(0, 1 << 32),
+        count=counts,
         opened=st.lists(st.tuples(st.booleans(), types, rooms, rooms, st.booleans()), min_size=2, max_size=4),
     )
-    def begin(self, options: dict[str, Any], opened: list[tuple[bool, int, int, int, bool]]) -> None:
+    def begin(
+        self, options: dict[str, Any], seed: int, count: int, opened: list[tuple[bool, int, int, int, bool]]
+    ) -> None:
         """Some connections are there at once, half of them begun by the guest."""
         if options["layout"].pieces > options["queue_size"]:
             options["queue_size"] = 64
@@ -124,6 +130,7 @@ class Machine(RuleBasedStateMachine):
                 self._host_connects(type_, HOST_CID, host_room, 1, survives)
             self._come_to_rest()
         assert {link.connection.state for link in self.links} == {State.OPEN}
+        self.traffic(seed, count, True)
 
     # -- connections begin
 
@@ -171,10 +178,13 @@ class Machine(RuleBasedStateMachine):
 
     # -- programs write and read
 
-    @rule(todo=st.lists(st.tuples(st.sampled_from(TRAFFIC), picks, sizes), min_size=10, max_size=40))
-    def traffic(self, todo: list[tuple[str, int, int]]) -> None:
-        for what, pick, size in todo:
-            getattr(self, what)(pick, size)
+    @rule(seed=st.integers(0, 1 << 32), count=counts, ends=st.booleans())
+    def traffic(self, seed: int, count: int, ends: bool) -> None:
+        """Much of it in one rule: drawn one by one, so many actions would be rare."""
+        random = Random(seed)
+        for _ in range(count):
+            what = random.choice(ENDS if ends and random.random() < 0.05 else TRAFFIC)
+            getattr(self, what)(random.randrange(8), random.choice(SIZES))
 
     def device_works(self, pick: int, size: int) -> None:
         for _ in range(pick):
@@ -320,6 +330,8 @@ class Machine(RuleBasedStateMachine):
                 shut = link.socket.shut | link.socket.peer_shut
                 _compare(link.connection.type, link.end.taken, link.socket.sent, True)
                 _compare(link.connection.type, link.socket.received, link.given, not shut & Shutdown.RECEIVE)
+                assert not link.socket.shut & Shutdown.SEND or "finish" in link.end.calls
+                assert not link.end.ended or shut & Shutdown.RECEIVE or link.socket.peer_shut & Shutdown.SEND
         for number, link in enumerate(self.links):
             if number % 2 and not link.is_closed and link.connection.state is State.OPEN:
                 link.is_closed = link.end.ended = link.end.gone = True

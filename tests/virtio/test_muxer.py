@@ -60,7 +60,7 @@ def test_the_host_declines() -> None:
     bench.run()
     bench.muxer.declined(bench.host.wanted.pop())
     ((header, _),) = bench.run()
-    assert header == Header(HOST_CID, GUEST_CID, HOST_PORT, GUEST_PORT, op=Op.RST)
+    assert header[:8] == (HOST_CID, GUEST_CID, HOST_PORT, GUEST_PORT, 0, STREAM, Op.RST, 0)
     assert bench.is_empty
     assert bench.host.cancelled == []
     assert ended(bench) == {Reason.REFUSED: 1}
@@ -437,6 +437,23 @@ def test_the_host_side_closes_and_all_it_sent_comes_first() -> None:
     assert b"".join(payload for _, payload in packets) == b"last words"
     assert (packets[-1][0].op, packets[-1][0].flags) == (Op.SHUTDOWN, Shutdown.BOTH)
     assert (connection.state, end.calls) == (State.CLOSING, ["close"])
+
+
+@pytest.mark.parametrize("late", [b"", b"late"])
+def test_a_reset_leaves_no_sender_of_the_guest_waiting_for_room(late: bytes) -> None:
+    bench = Bench()
+    connection = bench.open(FakeEnd(room=0))
+    sent = 0
+    while sent < ROOM:
+        bench.answer(connection, Op.RW, bytes(ROOM // 8))
+        assert bench.run() == []
+        sent += ROOM // 8
+    bench.muxer.cancel()
+    if late:
+        bench.answer(connection, Op.RW, late)
+    ((header, _),) = bench.run()
+    assert header.op == Op.RST
+    assert header.buf_alloc - (sent + len(late) - header.fwd_cnt) >= ROOM
 
 
 def test_a_guest_that_does_not_answer_a_close_is_reset_after_a_while() -> None:

@@ -82,7 +82,7 @@ class Device:
         self._front_end: FrontEnd | None = None
         self._on_left: Callable[[], None] | None = None
         self._queues: tuple[Virtqueue, Virtqueue] | None = None
-        self._next_turn: Timer | None = None
+        self._turn_is_due = False
         self._deadline: tuple[float, Timer] | None = None
 
     def serve(self, sock: socket.socket, on_left: Callable[[], None] | None = None) -> None:
@@ -105,9 +105,9 @@ class Device:
         self._offers.close()
         self._muxer.close()
         self._connects.close()
-        for timer in (self._next_turn, self._deadline and self._deadline[1]):
-            if timer is not None:
-                timer.cancel()
+        self._turn_is_due = False
+        if self._deadline is not None:
+            self._deadline[1].cancel()
 
     def report(self) -> dict[str, Any]:
         """The state of the guest's driver, its limits, and what :func:`~.reporting.report_of` says."""
@@ -155,14 +155,17 @@ class Device:
 
     def _wake(self) -> None:
         """Something changed: have a turn soon."""
-        if self._next_turn is None:
-            self._next_turn = self._reactor.after(0, self._turn)
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._reactor.soon(self._have_turn)
+
+    def _have_turn(self) -> None:
+        if self._turn_is_due:
+            self._turn()
 
     def _turn(self) -> None:
         """Move what there is to move, and ask to be told of more."""
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-            self._next_turn = None
+        self._turn_is_due = False
         if self._queues is not None:
             try:
                 self._move(*self._queues)

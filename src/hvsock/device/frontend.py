@@ -6,7 +6,6 @@ queues, and is trusted no further: what breaks the protocol ends the session, an
 
 from __future__ import annotations
 
-import functools
 import logging
 import mmap
 import os
@@ -241,7 +240,8 @@ class FrontEnd:
         self._kicks[start.queue] = start.kick
         self._calls[start.queue] = _unblocked(start.call)
         self._errors[start.queue] = _unblocked(start.err)
-        self._reactor.watch(start.kick, select.EPOLLIN, functools.partial(self._kicked, start.kick))
+        # every kick is told of once, so none has to be read
+        self._reactor.watch(start.kick, select.EPOLLIN | select.EPOLLET, self._kicked)
         if RX in self._queues and TX in self._queues and not self._running:
             self._running = True
             self._guest.started(self._queues[RX], self._queues[TX])
@@ -252,15 +252,7 @@ class FrontEnd:
             self._running = False
             self._guest.stopped()
 
-    def _kicked(self, kick: int, events: int) -> None:
-        try:
-            os.eventfd_read(kick)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("a kick cannot be read: %s", error.strerror)
-            self._reactor.forget(kick)
-            return
+    def _kicked(self, events: int) -> None:
         if self._running:
             self._guest.kicked()
 

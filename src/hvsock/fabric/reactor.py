@@ -71,6 +71,7 @@ class Reactor:
         self._cancelled = 0
         self._order = itertools.count()
         self._calls: list[Callable[[], None]] = []
+        self._soon: list[Callable[[], None]] = []
         self._stopped = False
         self._closed = False
         try:
@@ -105,6 +106,10 @@ class Reactor:
         timer = Timer(self, callback)
         heapq.heappush(self._timers, (self.clock() + seconds, next(self._order), timer))
         return timer
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the handlers of this turn are through; of the reactor's thread only."""
+        self._soon.append(callback)
 
     def timer_cancelled(self) -> None:
         """Count a cancelled timer, and sort the cancelled ones out when they are many."""
@@ -142,7 +147,12 @@ class Reactor:
                 except Exception:
                     log.exception("a handler failed; its descriptor is watched no more")
                     self.forget(descriptor)
-            self._run_due()
+            if self._soon:
+                calls, self._soon = self._soon, []
+                for call in calls:
+                    _call(call)
+            if self._timers:
+                self._run_due()
 
     def close(self) -> None:
         """Close the reactor's own descriptors; what it watched stays open. Calling this twice is fine."""
@@ -158,6 +168,8 @@ class Reactor:
             os.eventfd_write(self._wake_up, 1)
 
     def _patience(self) -> float:
+        if self._soon:
+            return 0
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
             self._cancelled -= 1

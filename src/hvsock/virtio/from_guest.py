@@ -23,6 +23,7 @@ MERGED_BYTES: Final = 4096
 """Pieces shorter than that are joined with what comes behind them, so that many small ones take no more memory."""
 
 _RW = int(Op.RW)
+_SEND = int(Shutdown.SEND)  # flags of an enumeration take a microsecond
 
 
 class Packets(Protocol):
@@ -84,73 +85,72 @@ class FromGuest:
         queue = self._queue
         if queue is None:
             return False
-        take, give, unpack = queue.take, queue.give, HEADER.unpack_from
+        unpack = HEADER.unpack_from
         table, guest_cid, to_guest = self._packets.table, self._guest_cid, self._to_guest
         current: Connection | None = None
         views: list[memoryview] = []
-        size = 0
-        for _ in range(MAX_CHAINS_AT_ONCE):
-            if not to_guest.has_room_for_strays:
+        left = MAX_CHAINS_AT_ONCE
+        while left:
+            # each may be answered by a reset
+            taken = queue.take_some(min(left, to_guest.room_for_strays))
+            if not taken:
                 break
-            taken = take()
-            if taken is None:
-                break
-            head, segments, total = taken
-            give(head, 0)
-            if total < HEADER_BYTES:
-                self.bad_packets += 1
-                continue
-            first = segments[0]
-            fields = unpack(first) if len(first) >= HEADER_BYTES else unpack(_gather(segments))
-            src_cid, dst_cid, src_port, dst_port, length, type_, op, flags, buf_alloc, fwd_cnt = fields
-            if src_cid != guest_cid:
-                self.bad_packets += 1
-                continue
-            connection = table.get((src_port, dst_cid, dst_port))
-            if (
-                op != _RW
-                or connection is None
-                or connection.state is not State.OPEN
-                or connection.type != type_
-                or length > total - HEADER_BYTES
-            ):
-                if current is not None:
-                    self._pass_on(current, views, size)
-                    current, views, size = None, [], 0
-                self._packets.packet(Header._make(fields))
-                continue
-            if connection is not current or len(views) >= MAX_VIEWS:
-                if current is not None:
-                    self._pass_on(current, views, size)
-                    views, size = [], 0
-                    if connection.state is not State.OPEN:  # it ended just now
-                        current = None
-                        continue
-                current = connection
-            connection.packets_from_guest += 1
-            if not self._accept(connection, length, buf_alloc, fwd_cnt):
-                current, views, size = None, [], 0
-                continue
-            payload = _payload(segments, length)
-            if type_ == SEQPACKET:
-                self._message(connection, payload, length, flags)
-                current = None
-                continue
-            views += payload
-            size += length
-        else:
-            if current is not None:
-                self._pass_on(current, views, size)
-            return True
+            left -= len(taken)
+            queue.give_some([head for head, _, _ in taken])
+            for _, segments, total in taken:
+                if total < HEADER_BYTES:
+                    self.bad_packets += 1
+                    continue
+                first = segments[0]
+                fields = unpack(first) if len(first) >= HEADER_BYTES else unpack(_gather(segments))
+                src_cid, dst_cid, src_port, dst_port, length, type_, op, flags, buf_alloc, fwd_cnt = fields
+                if src_cid != guest_cid:
+                    self.bad_packets += 1
+                    continue
+                connection = table.get((src_port, dst_cid, dst_port))
+                if (
+                    op != _RW
+                    or connection is None
+                    or connection.state is not State.OPEN
+                    or connection.type != type_
+                    or length > total - HEADER_BYTES
+                ):
+                    if current is not None:
+                        self._pass_on(current, views)
+                        current, views = None, []
+                    self._packets.packet(Header._make(fields))
+                    continue
+                if connection is not current or len(views) >= MAX_VIEWS:
+                    if current is not None:
+                        self._pass_on(current, views)
+                        views = []
+                        if connection.state is not State.OPEN:  # it ended just now
+                            current = None
+                            continue
+                    current = connection
+                if not self._accept(connection, length, buf_alloc, fwd_cnt):
+                    current, views = None, []
+                    continue
+                if type_ == SEQPACKET:
+                    self._message(connection, _payload(segments, length), length, flags)
+                    current = None
+                elif len(segments) == 1 and length:
+                    views.append(first[HEADER_BYTES : HEADER_BYTES + length])
+                else:
+                    views += _payload(segments, length)
         if current is not None:
-            self._pass_on(current, views, size)
-        return False
+            self._pass_on(current, views)
+        return not left
 
     def _accept(self, connection: Connection, length: int, buf_alloc: int, fwd_cnt: int) -> bool:
         """Check what a packet with payload says; False when the connection is dropped for it."""
-        if not self._packets.told(connection, buf_alloc, fwd_cnt):
+        connection.packets_from_guest += 1
+        outgoing = connection.outgoing
+        if (buf_alloc != outgoing.buf_alloc or fwd_cnt != outgoing.fwd_cnt) and not self._packets.told(
+            connection, buf_alloc, fwd_cnt
+        ):
             return False
-        if connection.guest_shut & Shutdown.SEND:
+        if connection.guest_shut & _SEND:
             self._drop(connection, Reason.PROTOCOL, True)
             return False
         if not connection.incoming.receive(length):
@@ -159,8 +159,9 @@ class FromGuest:
         connection.bytes_from_guest += length
         return True
 
-    def _pass_on(self, connection: Connection, views: list[memoryview], size: int) -> None:
+    def _pass_on(self, connection: Connection, views: list[memoryview]) -> None:
         """Give bytes of a stream to the host's side; what it does not take is kept."""
+        size = sum(map(len, views))
         if not size:
             return
         sent = 0

@@ -134,7 +134,7 @@ class Muxer:
     @property
     def takes_packets(self) -> bool:
         """Whether drain() would take a packet; not while too many resets wait for buffers of the guest."""
-        return self._to_guest.has_room_for_strays
+        return self._to_guest.room_for_strays > 0
 
     @property
     def depth(self) -> int:
@@ -413,7 +413,7 @@ class Muxer:
     def _shut(self, connection: Connection, flags: int) -> None:
         """SHUTDOWN: what it says is never taken back."""
         before = connection.guest_shut
-        connection.guest_shut |= flags & Shutdown.BOTH
+        connection.guest_shut |= flags & int(Shutdown.BOTH)
         if connection.state is State.CLOSING:  # the two sides closed at the same time
             if connection.guest_is_done:
                 self.drop(connection, Reason.CLOSED, True)
@@ -442,7 +442,7 @@ class Muxer:
         """The connection is the guest's no more, and its pair of ports is free."""
         del self.table[connection.key]
         if self._to_guest.forget(connection) and tell_guest:
-            self._to_guest.reset(connection.key, connection.type)
+            self._to_guest.end(connection)
 
     def _guest_closed(self, connection: Connection, *, answer: bool) -> None:
         """The guest neither sends nor receives: its side ends now, the other when it has all that was sent."""
@@ -469,11 +469,11 @@ class Muxer:
             connection.state = State.CLOSING
             connection.end = None
             end.close()
-            connection.host_shut = Shutdown.BOTH
+            connection.host_shut = int(Shutdown.BOTH)
             self._to_guest.post(connection, Op.SHUTDOWN)
             self._wait(connection, CLOSE_SECONDS)
         else:
-            connection.host_shut |= Shutdown.SEND
+            connection.host_shut |= int(Shutdown.SEND)
             self._to_guest.post(connection, Op.SHUTDOWN)
 
 

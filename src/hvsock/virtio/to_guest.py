@@ -29,12 +29,17 @@ from .virtqueue import Virtqueue
 
 MAX_STRAYS: Final = 1024
 """Resets that wait for the guest, for packets that belonged to no connection; with more the tx queue waits."""
+RESET_ROOM_BYTES: Final = 0xFFFF_FFFF
+"""Room that a reset tells of: Linux has who sends wait for room, and looks then whether anybody is there at all."""
 MAX_WINDOW_BYTES: Final = 256 << 10
 """Most bytes that one connection moves in its turn: the room of a Linux socket; others wait 0.1 ms for it."""
 MAX_VIEWS: Final = 512
 """Most buffers filled at once, and most pieces of one packet; the kernel takes 1,024 (UIO_MAXIOV) at once."""
 MAX_MESSAGE_BYTES: Final = 128 << 10
 """Longest SEQPACKET message, as everywhere in hvsock."""
+
+_RECEIVE = int(Shutdown.RECEIVE)
+_SEND = int(Shutdown.SEND)  # flags of an enumeration take a microsecond
 
 Stray = tuple[int, int, int]
 """Guest's port, peer's CID, peer's port."""
@@ -51,7 +56,11 @@ class Chain:
         self.head = head
         self.room = total - HEADER_BYTES
         first = segments[0]
-        self.header: list[memoryview] = []
+        if len(segments) == 1 and self.room <= MAX_PAYLOAD_BYTES:
+            self.header = segments
+            self.payload = [first[HEADER_BYTES:]]
+            return
+        self.header = []
         if len(first) > HEADER_BYTES:
             self.header.append(first)
             first = first[HEADER_BYTES:]
@@ -71,12 +80,11 @@ class Chain:
         self.room = min(self.room, MAX_PAYLOAD_BYTES)
         self.payload = cut(segments, self.room)
 
-    def write_header(self, *fields: int) -> None:
+    def write_header(self, packed: bytes) -> None:
         """Put a header in front of the payload."""
         if len(self.header) == 1:
-            HEADER.pack_into(self.header[0], 0, *fields)
+            self.header[0][:HEADER_BYTES] = packed
             return
-        packed = HEADER.pack(*fields)
         for piece in self.header:
             piece[:] = packed[: len(piece)]
             packed = packed[len(piece) :]
@@ -114,7 +122,7 @@ class ToGuest:
         self._queue: Virtqueue | None = None
         self._chains: deque[Chain] = deque()  # taken, and not filled yet
         self._control: OrderedDict[Connection, None] = OrderedDict()
-        self._strays: OrderedDict[Stray, int] = OrderedDict()
+        self._strays: OrderedDict[Stray, tuple[int, int]] = OrderedDict()  # type, fwd_cnt
         self._ready: OrderedDict[Connection, None] = OrderedDict()
         self._message = memoryview(bytearray(MAX_MESSAGE_BYTES))
 
@@ -143,9 +151,9 @@ class ToGuest:
         return len(self._control) + len(self._strays) + len(self._ready)
 
     @property
-    def has_room_for_strays(self) -> bool:
-        """Whether one more packet may be answered by a reset."""
-        return len(self._strays) < MAX_STRAYS
+    def room_for_strays(self) -> int:
+        """How many more packets may be answered by a reset."""
+        return MAX_STRAYS - len(self._strays)
 
     def post(self, connection: Connection, op: Op) -> None:
         """Send a packet without payload, once, with the connection's counters and host_shut as they are then."""
@@ -165,8 +173,12 @@ class ToGuest:
         return has_heard
 
     def reset(self, stray: Stray, type_: int) -> None:
-        """Send RST for something that is no connection, or no more."""
-        self._strays[stray] = type_
+        """Send RST for something that is no connection."""
+        self._strays.setdefault(stray, (type_, 0))
+
+    def end(self, connection: Connection) -> None:
+        """Send RST for a connection that is no more."""
+        self._strays[connection.key] = connection.type, connection.incoming.received
 
     def forget_reset(self, stray: Stray) -> None:
         """The guest uses the pair of ports anew: a reset of the old connection would end the new one."""
@@ -190,9 +202,9 @@ class ToGuest:
         ready = self._ready
         for _ in range(len(ready)):
             connection, _ = ready.popitem(last=False)
-            if connection.state is not State.OPEN or connection.host_shut & Shutdown.SEND:
+            if connection.state is not State.OPEN or connection.host_shut & _SEND:
                 continue
-            if connection.guest_shut & Shutdown.RECEIVE:
+            if connection.guest_shut & _RECEIVE:
                 continue
             filled = self._fill_stream if connection.type == STREAM else self._fill_message
             if not filled(connection):
@@ -218,8 +230,8 @@ class ToGuest:
         while strays:
             if not self._chains and self._chain() is None:
                 return False
-            (guest_port, cid, port), type_ = strays.popitem(last=False)
-            self._put(cid, port, guest_port, type_, Op.RST, 0, 0, 0)
+            (guest_port, cid, port), (type_, fwd_cnt) = strays.popitem(last=False)
+            self._put(cid, port, guest_port, type_, Op.RST, 0, RESET_ROOM_BYTES, fwd_cnt)
         while control:
             connection = next(iter(control))
             bit = connection.due & -connection.due
@@ -246,7 +258,8 @@ class ToGuest:
         self, cid: int, port: int, guest_port: int, type_: int, op: Op, flags: int, buf_alloc: int, fwd_cnt: int
     ) -> None:
         chain = self._chains.popleft()
-        chain.write_header(cid, self._guest_cid, port, guest_port, 0, type_, op, flags, buf_alloc, fwd_cnt)
+        fields = cid, self._guest_cid, port, guest_port, 0, type_, op, flags, buf_alloc, fwd_cnt
+        chain.write_header(HEADER.pack(*fields))
         assert self._queue is not None, "there is no rx queue"
         self._queue.give(chain.head, HEADER_BYTES)
 
@@ -259,12 +272,18 @@ class ToGuest:
             room += chain.room
             if room >= limit:
                 break
+        assert self._queue is not None, "there is no rx queue"
         while room < limit and len(views) < MAX_VIEWS:
-            more = self._chain()
-            if more is None:
+            # as many as are needed if they are as large as the last one
+            size = self._chains[-1].room if self._chains else limit
+            taken = self._queue.take_some(min(-(-(limit - room) // size), MAX_VIEWS))
+            if not taken:
                 break
-            views += more.payload
-            room += more.room
+            for one in taken:
+                more = Chain(*one)
+                self._chains.append(more)
+                views += more.payload
+                room += more.room
         if len(views) > MAX_VIEWS:
             views = views[:MAX_VIEWS]
             room = sum(map(len, views))
@@ -308,18 +327,24 @@ class ToGuest:
         )  # fmt: skip
         guest_cid, buf_alloc, fwd_cnt = self._guest_cid, incoming.buf_alloc, incoming.fwd_cnt
         incoming.told_fwd_cnt = fwd_cnt
-        left, packets, rw = count, 0, int(Op.RW)
+        left, rw = count, int(Op.RW)
+        elements: list[int] = []
+        packed, packed_for = b"", 0
         while left:
             chain = chains.popleft()
             size = chain.room
-            if size > left:
+            if size >= left:
                 size = left
+                fields = cid, guest_cid, port, guest_port, size, type_, rw, last_flags, buf_alloc, fwd_cnt
+                packed = HEADER.pack(*fields)
+            elif size != packed_for:  # all but the last are alike
+                packed = HEADER.pack(cid, guest_cid, port, guest_port, size, type_, rw, 0, buf_alloc, fwd_cnt)
+                packed_for = size
             left -= size
-            flags = 0 if left else last_flags
-            chain.write_header(cid, guest_cid, port, guest_port, size, type_, rw, flags, buf_alloc, fwd_cnt)
-            queue.give(chain.head, HEADER_BYTES + size)
-            packets += 1
-        connection.packets_to_guest += packets
+            chain.write_header(packed)
+            elements.append(chain.head | HEADER_BYTES + size << 32)
+        queue.give_some(elements)
+        connection.packets_to_guest += len(elements)
         connection.bytes_to_guest += count
         connection.outgoing.take(count)
 

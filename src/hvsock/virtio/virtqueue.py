@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -39,6 +40,9 @@ NO_NOTIFY: Final = 1
 
 DESCRIPTOR: Final = struct.Struct("<QIHH")
 """A descriptor: guest address, length in bytes, flags, next."""
+
+BULK: Final = 4
+"""So many chains are given back at once by a copy; for fewer, one by one is faster."""
 
 _FLAGS = 0
 _INDEX = 1
@@ -176,20 +180,48 @@ class Virtqueue:
         Raises:
             GuestError: index, descriptor, address, direction or length are not what a driver may give.
         """
+        found = self.take_some(1)
+        return found[0] if found else None
+
+    def take_some(self, limit: int) -> list[tuple[int, list[memoryview], int]]:
+        """The next chains that are available, at most `limit`: each as take() returns it.
+
+        Raises:
+            GuestError: as take() does, for the first of them; a later one is left for the next call.
+        """
         following = self._next
-        if following == self._seen and not self._look():
-            return None
-        head = self._available[_ENTRIES + (following & self._mask)]
-        if head >= self.size:
-            raise GuestError(f"available descriptor {head} in a queue of {self.size}")
-        self._next = (following + 1) & 0xFFFF
-        address, length, flags, then = DESCRIPTOR.unpack_from(self._descriptors, head << 4)
-        if flags == self._plain and length:
-            end = address + length
-            for first, behind, view in self._spans:
-                if first <= address and end <= behind:
-                    return head, [view[address - first : end - first]], length
-        return self._take_chain(head, address, length, flags, then)
+        count = (self._seen - following) & 0xFFFF or self._look()
+        if not count:
+            return []
+        if count > limit:
+            count = limit
+        start = following & self._mask
+        heads = self._available[_ENTRIES + start : _ENTRIES + min(start + count, self.size)].tolist()
+        if start + count > self.size:
+            heads += self._available[_ENTRIES : _ENTRIES + start + count - self.size].tolist()
+        unpack, table, size = DESCRIPTOR.unpack_from, self._descriptors, self.size
+        plain, spans = self._plain, self._spans
+        found: list[tuple[int, list[memoryview], int]] = []
+        try:
+            for head in heads:
+                if head >= size:
+                    raise GuestError(f"available descriptor {head} in a queue of {size}")
+                address, length, flags, then = unpack(table, head << 4)
+                if flags == plain and length:
+                    end = address + length
+                    for first, behind, view in spans:
+                        if first <= address and end <= behind:
+                            found.append((head, [view[address - first : end - first]], length))
+                            break
+                    else:
+                        found.append(self._take_chain(head, address, length, flags, then))
+                else:
+                    found.append(self._take_chain(head, address, length, flags, then))
+        except GuestError:
+            if not found:
+                raise
+        self._next = (following + len(found)) & 0xFFFF
+        return found
 
     def put_back(self, count: int) -> None:
         """Makes the last `count` chains taken, none of which was given, available again."""
@@ -197,9 +229,23 @@ class Virtqueue:
 
     def give(self, head: int, length: int) -> None:
         """Gives back the chain at `head`, `length` bytes of which were written; not visible before publish."""
-        used = self._used
-        self._elements[used & self._mask] = head | length << 32
-        self._used = (used + 1) & 0xFFFF
+        self.give_some([head | length << 32])
+
+    def give_some(self, elements: list[int]) -> None:
+        """The same for several: each is ``head | length << 32``."""
+        count = len(elements)
+        if count < BULK:
+            for element in elements:
+                self._elements[self._used & self._mask] = element
+                self._used = (self._used + 1) & 0xFFFF
+            return
+        packed = memoryview(array("Q", elements))
+        start = self._used & self._mask
+        room = min(count, self.size - start)
+        self._elements[start : start + room] = packed[:room]
+        if room < count:
+            self._elements[: count - room] = packed[room:]
+        self._used = (self._used + count) & 0xFFFF
 
     def publish(self) -> bool:
         """Makes all chains given visible to the driver; returns whether to interrupt it."""

@@ -30,7 +30,7 @@ from .virtqueue import Virtqueue
 MAX_STRAYS: Final = 1024
 """Resets that wait for the guest, for packets that belonged to no connection; with more the tx queue waits."""
 RESET_ROOM_BYTES: Final = 0xFFFF_FFFF
-"""Room that a reset tells of: Linux has who sends wait for room, and looks then whether anybody is there at all."""
+"""Room that a reset tells of: Linux has who sends wait for room, and looks only then whether anybody is there."""
 MAX_WINDOW_BYTES: Final = 256 << 10
 """Most bytes that one connection moves in its turn: the room of a Linux socket; others wait 0.1 ms for it."""
 MAX_VIEWS: Final = 512

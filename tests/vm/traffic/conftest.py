@@ -35,6 +35,7 @@ def world(shared_world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.
     monkeypatch.delenv(paths.PARTITION_VARIABLE, raising=False)
     failed = request.session.testsfailed
     yield shared_world
+    shared_world.forget()
     if request.session.testsfailed > failed:
         print(shared_world.describe())
 

@@ -11,7 +11,6 @@ import hvsock
 assert sys.platform == "linux"
 
 from tests.support import SOAK, sample
-from tests.vm.guest_scripts import traffic
 from tests.vm.guest_scripts.traffic import payload
 from tests.vm.support import needs_qemu
 from tests.vm.traffic.conftest import KINDS
@@ -30,40 +29,26 @@ STALLED_BYTES = 4 * MIB
 """More than all the buffers on the way hold."""
 
 
-def between(world: World, guest: Guest, by_guest: bool, work: str, **arguments: object) -> list[str]:
-    """Have one side connect by one function of traffic, and the other accept; what went wrong."""
-    port = world.port()
-    connecting, accepting = f"connect_{work}", f"accept_{work}"
-    if by_guest:
-        with world.listen(port) as listener:
-            finish = guest.begin("connect", work=connecting, target=("parent", str(port)), arguments=arguments)
-            here: list[str] = getattr(traffic, accepting)(listener, **arguments)
-    else:
-        finish = guest.begin("accept", work=accepting, port=port, type=hvsock.SOCK_STREAM, arguments=arguments)
-        here = getattr(traffic, connecting)((guest.vm_id, str(port)), **arguments)
-    return [*(f"host: {one}" for one in here), *(f"guest: {one}" for one in finish())]
-
-
 @pytest.mark.parametrize(("name", "by_guest"), BOTH)
 def test_many_at_once(world: World, name: str, by_guest: bool) -> None:
     """200 connections, over each of which 1 MiB goes either way at the same time."""
     guest = world.guest(name)
     for _ in range(sample(1, 10)):
-        assert between(world, guest, by_guest, "many", count=MANY, size=MIB, write_bytes=64 * 1024) == []
+        assert world.between(guest, by_guest, "many", count=MANY, size=MIB, write_bytes=64 * 1024) == []
     guest.wait_until_quiet()
 
 
 @pytest.mark.parametrize(("name", "by_guest"), OTHERS)
 def test_one_after_another(world: World, name: str, by_guest: bool) -> None:
     guest = world.guest(name)
-    assert between(world, guest, by_guest, "in_a_row", count=IN_A_ROW) == []
+    assert world.between(guest, by_guest, "in_a_row", count=IN_A_ROW) == []
     guest.wait_until_quiet()
 
 
 @pytest.mark.parametrize("by_guest", [True, False], ids=["guest connects", "host connects"])
 def test_sizes(world: World, guest: Guest, by_guest: bool) -> None:
     """Small writes and large ones, and sizes about the limits of packets and buffers."""
-    assert between(world, guest, by_guest, "sizes") == []
+    assert world.between(guest, by_guest, "sizes") == []
 
 
 def test_a_host_that_does_not_read_stalls_only_itself(world: World, guest: Guest) -> None:
@@ -85,7 +70,7 @@ def _stalls_only_itself(
     data = payload(0, STALLED_BYTES)
     with beside(lambda: sender.sendall(data)) as sending:
         for by_guest in (True, False):
-            assert between(world, guest, by_guest, "many", count=5, size=MIB, write_bytes=64 * 1024) == []
+            assert world.between(guest, by_guest, "many", count=5, size=MIB, write_bytes=64 * 1024) == []
         assert not sending.done()
         received = 0
         while received < STALLED_BYTES:

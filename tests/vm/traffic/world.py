@@ -10,6 +10,7 @@ import shutil
 import socket as stdlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -309,6 +310,11 @@ class World:
         found.ensure()
         return found
 
+    def forget(self) -> None:
+        """Close the connections to all agents."""
+        for guest in self._guests.values():
+            guest.forget()
+
     def close(self) -> None:
         """End all guests and the broker; nothing may be left."""
         for guest in self._guests.values():
@@ -347,23 +353,63 @@ class World:
         return traffic.listen("children", port, type)
 
     def pair(
-        self, guest: Guest, by_guest: bool, type: int = stdlib.SOCK_STREAM
+        self, guest: Guest, by_guest: bool, type: int = stdlib.SOCK_STREAM, *, survives_pause: bool = False
     ) -> tuple[hvsock.socket, RemoteSocket]:
         """A connection that the guest begins, or the host: (the host's end, the guest's end)."""
+        service = ServiceId.from_port(self.port())
+        with contextlib.ExitStack() as stack:
+            near = stack.enter_context(hvsock.socket(type=type))
+            near.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECTED_SUSPEND, int(survives_pause))
+            near.settimeout(WAIT_SECONDS)
+            far = guest.socket(type)
+            stack.enter_context(far)
+            if by_guest:
+                near.bind((hvsock.HV_GUID_CHILDREN, service))
+                near.listen()
+                far.connect((hvsock.HV_GUID_PARENT, service))
+                accepted, _ = near.accept()
+                accepted.settimeout(WAIT_SECONDS)
+                near.close()
+                stack.pop_all()
+                return accepted, far
+            far.bind((hvsock.HV_GUID_WILDCARD, service))
+            far.listen()
+            near.connect((guest.vm_id, service))
+            there, _ = far.accept()
+            far.close()
+            stack.pop_all()
+            return near, there
+
+    def between(
+        self, guest: Guest, by_guest: bool, work: str, type: int = stdlib.SOCK_STREAM, **arguments: object
+    ) -> list[str]:
+        """Have one side connect by one function of :mod:`traffic`, and the other accept; what went wrong."""
         port = self.port()
+        connecting, accepting = f"connect_{work}", f"accept_{work}"
         if by_guest:
             with self.listen(port, type) as listener:
-                far = guest.socket(type)
-                far.connect((hvsock.HV_GUID_PARENT, ServiceId.from_port(port)))
-                near, _ = listener.accept()
+                finish = guest.begin("connect", work=connecting, target=("parent", str(port)), arguments=arguments)
+                here: list[str] = getattr(traffic, accepting)(listener, **arguments)
         else:
-            with guest.socket(type) as listening:
-                listening.bind((hvsock.HV_GUID_WILDCARD, ServiceId.from_port(port)))
-                listening.listen()
-                near = self.connect(guest, port, type)
-                far, _ = listening.accept()
-        near.settimeout(WAIT_SECONDS)
-        return near, far
+            finish = guest.begin("accept", work=accepting, port=port, type=type, arguments=arguments)
+            here = getattr(traffic, connecting)((guest.vm_id, str(port)), **arguments)
+        return [*(f"host: {one}" for one in here), *(f"guest: {one}" for one in finish())]
+
+
+def reset_after(sock: hvsock.socket) -> float:
+    """Require that a stream ends as a reset, whatever comes before; the seconds until then.
+
+    Raises:
+        AssertionError: it ended as a clean end.
+        TimeoutError: nothing came for as long as the socket waits.
+    """
+    started = time.monotonic()
+    try:
+        while sock.recv(traffic.RECEIVE_BYTES):
+            pass
+    except ConnectionResetError:
+        return time.monotonic() - started
+    raise AssertionError("the stream ended as if the other side had closed it")
 
 
 def processes_in(folder: str) -> Iterator[int]:

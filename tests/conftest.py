@@ -18,7 +18,18 @@ settings.load_profile("hvsock")
 
 if sys.platform != "linux":
     # what runs over the fabric needs Linux; its modules say so to type checkers by an assert
-    collect_ignore = ["cli", "conformance", "device", "docs", "examples", "fabric", "faults", "interop", "sockets"]
+    collect_ignore = [
+        "cli",
+        "conformance",
+        "device",
+        "docs",
+        "examples",
+        "fabric",
+        "faults",
+        "interop",
+        "sockets",
+        "vm",
+    ]
 
 
 @pytest.fixture(autouse=True)

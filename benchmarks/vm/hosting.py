@@ -50,6 +50,7 @@ class Fabric:
         self._service = ServiceId.from_port(port)
         self._guest = guest
         self._port = port
+        self._address: hvsock.Address | None = None
 
     def listen(self) -> tuple[Callable[[], Any], int]:
         """See :class:`Way`."""
@@ -58,7 +59,18 @@ class Fabric:
 
     def connect(self) -> Any:
         """See :class:`Way`."""
-        return hvsock.create_connection((self._guest, self._service), CONNECT_SECONDS)
+        if (
+            self._address is None
+        ):  # the name is looked up once; the other ways have a path or a port from the start
+            self._address = hvsock.resolve((self._guest, self._service))
+        sock = hvsock.socket()
+        try:
+            sock.settimeout(CONNECT_SECONDS)
+            sock.connect(self._address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
 
 class Hybrid:

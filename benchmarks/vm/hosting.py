@@ -59,9 +59,7 @@ class Fabric:
 
     def connect(self) -> Any:
         """See :class:`Way`."""
-        if (
-            self._address is None
-        ):  # the name is looked up once; the other ways have a path or a port from the start
+        if self._address is None:  # looked up once, as others have a path or a port
             self._address = hvsock.resolve((self._guest, self._service))
         sock = hvsock.socket()
         try:

@@ -7,8 +7,10 @@ It takes atheris; what it finds, it writes into a file. ``python -m fuzz play de
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 USAGE = "usage: python -m fuzz [play|keep] device|session [libFuzzer's options and folders; files; folders]"
 CORPUS = Path(__file__).parent / "corpus"
@@ -16,8 +18,10 @@ CORPUS = Path(__file__).parent / "corpus"
 
 def fuzz(name: str, arguments: list[str]) -> None:
     """Fuzz until an exception, or as long as the options say."""
-    import atheris
-
+    try:
+        atheris: Any = importlib.import_module("atheris")
+    except ImportError:
+        sys.exit("the guided fuzzer is missing: run  pip install atheris  and try again")
     with atheris.instrument_imports(include=["hvsock.virtio"]):
         from fuzz.programs import play
     atheris.Setup([f"fuzz {name}", *arguments], lambda data: play(name, data))

@@ -245,6 +245,21 @@ def test_the_pair_of_ports_is_free_while_the_old_connection_is_flushed() -> None
     assert (fake(new).data, new.state) == (b"new", State.OPEN)
 
 
+def test_nobody_is_told_of_room_of_a_connection_that_is_flushed() -> None:
+    bench = Bench(buffer_bytes=100)
+    old = bench.open(FakeEnd(room=0))
+    bench.answer(old, Op.RW, bytes(100))
+    bench.answer(old, Op.SHUTDOWN, flags=Shutdown.BOTH)
+    assert bench.ops() == [Op.RST]
+    bench.open()
+    fake(old).room = 90
+    bench.muxer.writable(old)
+    assert bench.run() == []
+    fake(old).room = 10
+    bench.muxer.writable(old)
+    assert (bench.run(), old.due, old.state) == ([], 0, State.GONE)
+
+
 # -- ending, the guest's side
 
 

@@ -230,6 +230,8 @@ class FromGuest:
     def _forward(self, connection: Connection, count: int) -> None:
         """`count` bytes are passed on: the guest may send as many more, and is told when it has to know."""
         connection.incoming.forward(count)
+        if connection.state is not State.OPEN:  # being flushed: the pair of ports may be another connection's
+            return
         if connection.incoming.should_tell:
             self._to_guest.tell(connection)
         elif connection.message is not None:

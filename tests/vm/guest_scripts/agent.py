@@ -195,8 +195,8 @@ class Agent:
         return process.wait()
 
     def do_reboot(self) -> None:
-        """Start the guest anew, at once."""
-        subprocess.Popen(["/sbin/reboot", "-f"])
+        """Start the guest anew, as soon as this is answered."""
+        subprocess.Popen(["/bin/sh", "-c", "sleep 0.3; exec reboot -f"])
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import selectors
 import socket as stdlib
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 assert sys.platform == "linux"
 
@@ -17,6 +20,10 @@ import hvsock
 WAIT_SECONDS = 45.0
 """Longest time in which something has to move; an emulated guest on a busy machine is slow."""
 RECEIVE_BYTES = 256 * 1024
+CHURN_PATIENCE_SECONDS = 3.0
+"""How long to try a connect of which it does not matter whether it succeeds."""
+BEFORE_NUMBER = "before its number: "
+"""Begins what went wrong over a connection that nothing had come over."""
 NUMBER = struct.Struct("<I")
 """Which connection this is: who connects says so first."""
 PERIOD_BYTES = (1 << 21) + 7
@@ -24,6 +31,8 @@ PERIOD_BYTES = (1 << 21) + 7
 STEP_BYTES = 10_007
 MAX_BYTES = 4 << 20
 """Most bytes of one connection."""
+CHURN_BYTES = 300_000
+"""Most bytes of a connection of those that come and go."""
 
 Target = tuple[str, str]
 """What a connect of hvsock takes: VM and service."""
@@ -129,10 +138,17 @@ def run(talks: Sequence[Talk]) -> list[str]:
     return [talk.failure for talk in talks if talk.failure]
 
 
-def connect(target: Target, number: int, type: int = stdlib.SOCK_STREAM) -> hvsock.socket:
-    """A connection that has said its number."""
-    sock: hvsock.socket = hvsock.create_connection(target, WAIT_SECONDS, retry=True, type=type)
-    sock.sendall(NUMBER.pack(number))
+def connect(
+    target: Target, number: int, type: int = stdlib.SOCK_STREAM, *, patience: float = WAIT_SECONDS
+) -> hvsock.socket:
+    """A connection that has said its number; tried again for so many seconds while nobody takes it."""
+    sock: hvsock.socket = hvsock.create_connection(target, patience, retry=True, type=type)
+    try:
+        sock.settimeout(WAIT_SECONDS)
+        sock.sendall(NUMBER.pack(number))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -140,13 +156,23 @@ def accept(listener: hvsock.socket) -> tuple[int, hvsock.socket]:
     """The next connection, and its number."""
     sock, _ = listener.accept()
     sock.settimeout(WAIT_SECONDS)
+    return read_number(sock), sock
+
+
+def read_number(sock: hvsock.socket) -> int:
+    """The number that a connection begins with.
+
+    Raises:
+        EOFError: it ended before.
+    """
     data = b""
     while len(data) < NUMBER.size:
         more = sock.recv(NUMBER.size - len(data))
         if not more:
             raise EOFError("a connection ended before it said its number")
         data += more
-    return NUMBER.unpack(data)[0], sock
+    number: int = NUMBER.unpack(data)[0]
+    return number
 
 
 def connect_many(target: Target, count: int, size: int, write_bytes: int) -> list[str]:
@@ -210,6 +236,70 @@ def accept_in_a_row(listener: hvsock.socket, count: int) -> list[str]:
             rest = sock.recv(1)
             if number != due or rest:
                 failures.append(f"connection {number} came as number {due}, and {rest!r} over it")
+    return failures
+
+
+def churning(number: int, sock: hvsock.socket, *, accepted: bool) -> Talk:
+    """What goes over connection `number` of many that come and go."""
+    chance = random.Random(number)
+    size, write_bytes = chance.randint(1, CHURN_BYTES), chance.choice((1000, 4096, 65_536, CHURN_BYTES))
+    out, due = payload(number, size, answer=accepted), payload(number, size, answer=not accepted)
+    return Talk(sock, out, due, write_bytes)
+
+
+def connect_churn(target: Target, seconds: float, seed: int) -> list[str]:
+    """Connections that come and go, some at once; what went wrong, which may be much where there are resets."""
+    chance = random.Random(seed)
+    deadline = time.monotonic() + seconds
+    failures = []
+    while time.monotonic() < deadline:
+        talks = []
+        for _ in range(chance.randint(1, 6)):
+            number = chance.randrange(1 << 20)
+            try:
+                sock = connect(target, number, patience=CHURN_PATIENCE_SECONDS)
+                talks.append(churning(number, sock, accepted=False))
+            except OSError as error:
+                failures.append(f"{error!r}")
+        failures += run(talks)
+    return failures
+
+
+def accept_churn(
+    listener: hvsock.socket, seconds: float, failed: Callable[[float, str], None] | None = None
+) -> list[str]:
+    """The other side of :func:`connect_churn`, each connection in a thread.
+
+    Args:
+        listener: where they come in.
+        seconds: how long they do.
+        failed: is told when a connection was accepted that went wrong, and how, in place of returning it.
+    """
+    failures: list[str] = []
+    deadline = time.monotonic() + seconds
+    threads = []
+
+    def serve(accepted: hvsock.socket) -> None:
+        begun = time.monotonic()
+        try:
+            number = read_number(accepted)
+        except (OSError, EOFError) as error:
+            accepted.close()
+            texts = [f"{BEFORE_NUMBER}{error!r}"]
+        else:
+            texts = run([churning(number, accepted, accepted=True)])
+        for text in texts:
+            failures.append(text) if failed is None else failed(begun, text)
+
+    listener.settimeout(0.2)
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            sock, _ = listener.accept()
+            sock.settimeout(WAIT_SECONDS)
+            threads.append(threading.Thread(target=serve, args=(sock,), daemon=True))
+            threads[-1].start()
+    for thread in threads:
+        thread.join()
     return failures
 
 

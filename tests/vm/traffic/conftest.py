@@ -10,6 +10,7 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.fabric import paths
+from tests.vm.traffic.programs import Programs
 from tests.vm.traffic.world import Guest, Kind, World
 
 KINDS = {
@@ -21,9 +22,15 @@ KINDS = {
 
 
 @pytest.fixture(scope="session")
-def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The programs that the guests have besides their own."""
+    return Programs(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="session")
+def shared_world(tmp_path_factory: pytest.TempPathFactory, programs: Programs) -> Iterator[World]:
     """A fabric with the guests of :data:`KINDS`, which start when a test needs them."""
-    made = World(tmp_path_factory.mktemp("world"), KINDS)
+    made = World(tmp_path_factory.mktemp("world"), KINDS, programs.folder)
     yield made
     made.close()
 

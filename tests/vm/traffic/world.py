@@ -103,6 +103,10 @@ class RemoteSocket:
         found: list[Any] = self._call("getsockname")[0]
         return found
 
+    def getsockopt(self, level: int, option: int) -> int:
+        """See :meth:`socket.socket.getsockopt`."""
+        return int(self._call("getsockopt", level, option)[0])
+
     def send(self, data: Any, /) -> int:
         """See :meth:`socket.socket.send`."""
         data = bytes(data)
@@ -222,7 +226,7 @@ class Guest:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        sock = self._world.connect(self, agent.PORT, retry=True)
+        sock = connected_for_good((self.vm_id, ServiceId.from_port(agent.PORT)))
         sock.settimeout(ANSWER_SECONDS)
         return sock, sock.makefile("rwb")
 
@@ -285,18 +289,18 @@ class World:
     Args:
         folder: the fabric's folder.
         kinds: its guests, by name.
-        brought: folders that go over the guests' files.
+        brought: a folder that goes over the guests' files.
     """
 
-    def __init__(self, folder: Path, kinds: dict[str, Kind], brought: tuple[Path, ...] = ()) -> None:
+    def __init__(self, folder: Path, kinds: dict[str, Kind], brought: Path | None = None) -> None:
         self.folder = str(folder / "fabric")
         self.overlay = folder / "overlay"
         target = self.overlay / "root" / "tests" / "vm" / "guest_scripts"
         target.mkdir(parents=True)
         for script in ("agent.py", "traffic.py"):
             shutil.copy(SCRIPTS / script, target)
-        for one in brought:
-            shutil.copytree(one, self.overlay, dirs_exist_ok=True, symlinks=True)
+        if brought is not None:
+            shutil.copytree(brought, self.overlay, dirs_exist_ok=True, symlinks=True)
         self.environment = {**os.environ, paths.FOLDER_VARIABLE: self.folder}
         self.environment.pop(paths.PARTITION_VARIABLE, None)
         self.broker = BrokerProcess(self.folder)
@@ -394,6 +398,26 @@ class World:
             finish = guest.begin("accept", work=accepting, port=port, type=type, arguments=arguments)
             here = getattr(traffic, connecting)((guest.vm_id, str(port)), **arguments)
         return [*(f"host: {one}" for one in here), *(f"guest: {one}" for one in finish())]
+
+
+def connected_for_good(target: tuple[VmId, ServiceId]) -> hvsock.socket:
+    """A connection of the host that pauses of the VM do not end; tried again while nothing listens."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        sock = hvsock.socket()
+        try:
+            sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECTED_SUSPEND, 1)
+            sock.settimeout(WAIT_SECONDS)
+            sock.connect(target)
+            return sock
+        except OSError:
+            sock.close()
+            if time.monotonic() > deadline:
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        time.sleep(0.05)
 
 
 def reset_after(sock: hvsock.socket) -> float:

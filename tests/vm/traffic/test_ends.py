@@ -1,0 +1,205 @@
+"""What becomes of connections when a VM is paused, reset or killed, its device is, or the broker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hvsock
+from hvsock.addresses import ServiceId
+
+assert sys.platform == "linux"
+
+from hvsock.fabric import paths
+from hvsock.vm import control
+from hvsock.vm.runs import State
+from tests.support import sample
+from tests.vm.guest_scripts import traffic
+from tests.vm.guest_scripts.traffic import MAX_BYTES, RECEIVE_BYTES, WAIT_SECONDS, Talk, payload
+from tests.vm.support import is_alive, needs_qemu, wait_until
+from tests.vm.traffic.world import Guest, Kind, World, beside, processes_in, reset_after
+
+pytestmark = [needs_qemu, pytest.mark.timeout(sample(180, 3600))]
+
+Record = Callable[[str, object], None]
+RESET_SECONDS = 5.0
+"""How long a reset may take here; it has to come in one, on a machine that does nothing else."""
+BOTH = pytest.mark.parametrize("by_guest", [True, False], ids=["guest connects", "host connects"])
+TALKS = 8
+
+
+@pytest.fixture
+def victim(world: World) -> Guest:
+    """A guest that may be killed; the next test that needs it starts it anew."""
+    return world.guest("web02")
+
+
+@BOTH
+def test_pause(world: World, guest: Guest, by_guest: bool) -> None:
+    """Connections that did not ask to live on are reset, and what comes to a paused guest waits."""
+    near, far = world.pair(guest, by_guest)
+    kept, there = world.pair(guest, by_guest, survives_pause=True)
+    service = ServiceId.from_port(world.port())
+    with near, far, kept, there, guest.socket() as listener:
+        listener.bind((hvsock.HV_GUID_WILDCARD, service))
+        listener.listen()
+        guest.forget()
+        assert control.ask(guest.run, "pause")["state"] == "paused"
+        near.settimeout(RESET_SECONDS)
+        print(f"reset after {reset_after(near):.3f} s")
+        kept.sendall(b"are you there?")
+        with hvsock.socket() as late:
+            late.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, int(WAIT_SECONDS * 1000))
+            late.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                late.connect((guest.vm_id, service))
+        with hvsock.socket() as waiting:
+            waiting.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, int(WAIT_SECONDS * 1000))
+            with beside(lambda: waiting.connect((guest.vm_id, service))) as connecting:
+                assert not connecting.done()
+                assert control.ask(guest.run, "resume")["state"] == "running"
+            connecting.result()
+        assert there.recv(100) == b"are you there?"
+        there.sendall(b"yes")
+        assert kept.recv(100) == b"yes"
+        assert far.recv(100) == b""
+
+
+@pytest.mark.parametrize("how", ["reboot -f", "hvsock vm reset"])
+def test_a_guest_that_starts_anew(world: World, victim: Guest, how: str) -> None:
+    """Its connections are reset, listeners of the host stay, and new connections work."""
+    port = world.port()
+    before = victim.ask("facts")["boot"]
+    with world.listen(port) as listener:
+        ends = [world.pair(victim, by_guest)[0] for by_guest in (True, False)]
+        if how == "reboot -f":
+            victim.ask("reboot")
+        else:
+            control.ask(victim.run, "reset")
+        for near in ends:
+            with near:
+                near.settimeout(WAIT_SECONDS)  # the guest goes when it likes
+                print(f"reset after {reset_after(near):.3f} s")
+        victim.forget()
+        after = victim.ask("facts")["boot"]
+        assert after != before
+        arguments = {"count": 3, "size": 100_000, "write_bytes": 10_000}
+        finish = victim.begin("connect", work="connect_many", target=("parent", str(port)), arguments=arguments)
+        assert traffic.accept_many(listener, **arguments) == []
+        assert finish() == []
+    assert world.between(victim, False, "many", **arguments) == []
+    victim.wait_until_quiet()
+
+
+def test_a_device_that_is_killed_under_traffic(world: World, guest: Guest) -> None:
+    """Both sides of a connection get a reset; the guest, which goes on, has sockets again by another device."""
+    before = guest.ask("facts")["boot"]
+    chance = random.Random(7)
+    for _ in range(sample(2, 50)):
+        _kill_its_device(world, guest, chance.uniform(0, 0.3))
+        assert world.between(guest, True, "many", count=3, size=100_000, write_bytes=10_000) == []
+    assert guest.ask("facts")["boot"] == before
+
+
+def _kill_its_device(world: World, guest: Guest, seconds: float) -> None:
+    """Kill the device of a guest so many seconds after traffic began."""
+    near, far = world.pair(guest, by_guest=True)
+    before = guest.run.record()
+    port = world.port()
+    arguments = {"count": TALKS, "size": MAX_BYTES, "write_bytes": 64 * 1024}
+    guest.begin("accept", work="accept_many", port=port, type=hvsock.SOCK_STREAM, arguments=arguments)
+    target = (guest.vm_id, str(port))
+    talks = [
+        Talk(
+            traffic.connect(target, number),
+            payload(number, MAX_BYTES),
+            payload(number, MAX_BYTES, answer=True),
+            64 * 1024,
+        )
+        for number in range(TALKS)
+    ]
+    guest.forget()
+    with beside(lambda: traffic.run(talks)) as failures:
+        time.sleep(seconds)
+        os.kill(before.device_pid, signal.SIGKILL)
+        near.settimeout(RESET_SECONDS)
+        with near:
+            print(f"reset after {reset_after(near):.3f} s")
+    assert failures.result(), "all was over before the device was killed"
+    assert [
+        one for one in failures.result() if "ConnectionResetError" not in one and "BrokenPipe" not in one
+    ] == []
+    wait_until(lambda: guest.run.record().device_restarts == before.device_restarts + 1)
+    with far:
+        with pytest.raises(OSError, match="not connected"):  # Linux keeps the reset for those who ask for it
+            far.recv(RECEIVE_BYTES)
+        assert far.getsockopt(hvsock.SOL_SOCKET, hvsock.SO_ERROR) == errno.ECONNRESET
+
+
+def test_a_broker_that_is_killed_under_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections of VMs go on, byte for byte; new ones are made when there is a broker again."""
+    world = World(tmp_path, {"web01": Kind("6.12", 1)})
+    monkeypatch.setenv(paths.FOLDER_VARIABLE, world.folder)
+    monkeypatch.delenv(paths.PARTITION_VARIABLE, raising=False)
+    try:
+        guest = world.guest("web01")
+        near, far = world.pair(guest, by_guest=True)
+        with near, far:
+            for turn in range(sample(2, 30)):
+                arguments = {"count": TALKS, "size": MAX_BYTES, "write_bytes": 64 * 1024}
+                with beside(lambda: world.between(guest, bool(turn % 2), "many", **arguments)) as failures:  # noqa: B023
+                    wait_until(lambda: guest.report()["connections"] >= TALKS)
+                    world.broker.kill()
+                    near.sendall(b"still here")
+                    assert far.recv(100) == b"still here"
+                    with pytest.raises(OSError, match="no broker"):
+                        hvsock.create_connection((guest.vm_id, "1"), 1)
+                    world.broker.start()
+                assert failures.result() == []
+                far.sendall(b"and now")
+                assert near.recv(100) == b"and now"
+        guest.wait_until_quiet()
+    except BaseException:
+        print(world.describe())
+        raise
+    finally:
+        world.close()
+
+
+KILLS = {
+    "QEMU": lambda guest: guest.run.record().qemu_pid,
+    "its supervisor": lambda guest: guest.run.record().pid,
+}
+
+
+@pytest.mark.parametrize("who", KILLS)
+def test_a_guest_that_is_killed(world: World, victim: Guest, who: str, record_property: Record) -> None:
+    """The host sees resets within a second, never a clean end; nothing is left of the VM."""
+    ends = [world.pair(victim, by_guest) for by_guest in (True, False)]
+    with beside(lambda: ends[0][0].sendall(payload(0, MAX_BYTES))) as sending:  # nobody reads it
+        time.sleep(0.1)
+        assert not sending.done()
+        victim.forget()
+        os.kill(KILLS[who](victim), signal.SIGKILL)
+        for near, _ in ends:
+            near.settimeout(RESET_SECONDS)
+            seconds = reset_after(near)
+            record_property("seconds", seconds)
+            print(f"reset after {seconds:.3f} s")
+        assert isinstance(sending.exception(), OSError)
+    for near, _ in ends:
+        near.close()
+    victim.run.wait_for_end()
+    wait_until(lambda: not [pid for pid in processes_in(victim.run.folder) if is_alive(pid)])
+    record = victim.run.record()
+    assert (record.state, record.pid, record.qemu_pid, record.device_pid) == (State.STOPPED, 0, 0, 0)
+    with pytest.raises(ConnectionRefusedError):
+        world.connect(victim, world.port())

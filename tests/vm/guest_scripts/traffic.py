@@ -265,18 +265,24 @@ def connect_churn(target: Target, seconds: float, seed: int) -> list[str]:
     return failures
 
 
-def accept_churn(
-    listener: hvsock.socket, seconds: float, failed: Callable[[float, str], None] | None = None
-) -> list[str]:
-    """The other side of :func:`connect_churn`, each connection in a thread.
+def accept_churn(listener: hvsock.socket, seconds: float) -> list[str]:
+    """The other side of :func:`connect_churn`."""
+    failures: list[str] = []
+    deadline = time.monotonic() + seconds
+    serve_churn(listener, lambda: time.monotonic() < deadline, lambda _, failure: failures.append(failure))
+    return failures
+
+
+def serve_churn(
+    listener: hvsock.socket, goes_on: Callable[[], object], failed: Callable[[float, str], object]
+) -> None:
+    """Serve connections that come and go, each in a thread.
 
     Args:
         listener: where they come in.
-        seconds: how long they do.
-        failed: is told when a connection was accepted that went wrong, and how, in place of returning it.
+        goes_on: whether more are to be taken.
+        failed: is told when a connection was accepted that went wrong, and how.
     """
-    failures: list[str] = []
-    deadline = time.monotonic() + seconds
     threads = []
 
     def serve(accepted: hvsock.socket) -> None:
@@ -285,14 +291,13 @@ def accept_churn(
             number = read_number(accepted)
         except (OSError, EOFError) as error:
             accepted.close()
-            texts = [f"{BEFORE_NUMBER}{error!r}"]
-        else:
-            texts = run([churning(number, accepted, accepted=True)])
-        for text in texts:
-            failures.append(text) if failed is None else failed(begun, text)
+            failed(begun, f"{BEFORE_NUMBER}{error!r}")
+            return
+        for text in run([churning(number, accepted, accepted=True)]):
+            failed(begun, text)
 
     listener.settimeout(0.2)
-    while time.monotonic() < deadline:
+    while goes_on():
         with contextlib.suppress(TimeoutError):
             sock, _ = listener.accept()
             sock.settimeout(WAIT_SECONDS)
@@ -300,7 +305,6 @@ def accept_churn(
             threads[-1].start()
     for thread in threads:
         thread.join()
-    return failures
 
 
 def messages(seed: int, count: int, longest: int) -> Iterator[memoryview]:

@@ -166,6 +166,7 @@ def test_descriptors_that_nobody_asked_for_are_closed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "count", "kind"),
     [(BINDING, 0, OSError), (BINDING[:-1], 1, ProtocolError), (b"", 1, ProtocolError)],
+    ids=["no-descriptor", "cut", "empty"],
 )
 def test_an_answer_to_a_bind_that_is_none_leaves_nothing(
     body: bytes, count: int, kind: type[Exception], tmp_path: Path

@@ -105,7 +105,7 @@ class TestErrors:
             ("vm", HV_GUID_SILOHOST),
             ("vm", HV_GUID_BROADCAST),
             ("container", HV_GUID_BROADCAST),
-            ("host", str(ServiceId.new())),
+            ("host", "5d9a1f5e-6a3b-4c0e-9d52-0c1c5f0a7b11"),
         ],
     )
     def test_no_address_here(self, world: World, place: str, vm_id: str) -> None:

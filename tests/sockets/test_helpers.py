@@ -253,7 +253,8 @@ class TestWaitForService:
         assert found.is_set()
 
     @pytest.mark.parametrize(
-        ("service", "missing"), [("No Such Service", "No Such Service"), (str(hvsock.ServiceId.new()), "listens")]
+        ("service", "missing"),
+        [("No Such Service", "No Such Service"), ("8a7d0f52-3f0b-4b21-9f0e-51d2c7a6e413", "listens")],
     )
     def test_the_text_says_what_was_missing(self, world: World, service: str, missing: str) -> None:
         with pytest.raises(TimeoutError, match=f"not there after 0.02 s: .*{missing}") as caught:

@@ -38,7 +38,9 @@ demo: $(VENV)/.runtime-installed qemu
 test: setup qemu
 	$(BIN)/python -m pytest
 
+# The fuzzer that is guided by coverage; without it, the others still run.
 soak: setup qemu
+	-$(PIP) install --group fuzz
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest --timeout=7200 -o faulthandler_timeout=7100
 
 check: setup

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fuzz.minimise import jumps, minimise
-from fuzz.mutations import MAX_BYTES, mutations
+from fuzz.mutations import mutations
 from fuzz.programs import PROGRAMS, play
 from hvsock.virtio.credit import Incoming
 from hvsock.virtio.session import Session
-from tests.support import SOAK, sample
+from tests.support import sample
 
 ROOT = Path(__file__).parent.parent.parent
 MAX_CORPUS_BYTES = 1 << 20
 SEED = 20_261_122
-GUIDED_RUNS = 500_000
-GUIDED_SECONDS = 6000
-"""Time limit of the guided run; its count is what ends it."""
 
 
 def corpus(name: str) -> list[bytes]:
@@ -54,26 +48,6 @@ def test_the_corpus_plays_and_is_small(name: str) -> None:
 def test_what_the_fuzzer_would_try_next(name: str) -> None:
     count = sample(3000, 600_000)
     assert run(name, corpus(name), count) == count
-
-
-@pytest.mark.skipif(not SOAK, reason="guided by coverage it runs in make soak alone")
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="pip install atheris")
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_what_the_guided_fuzzer_finds(name: str, tmp_path: Path) -> None:
-    options = [
-        f"-runs={GUIDED_RUNS}",
-        f"-max_len={MAX_BYTES}",
-        "-seed=1",
-        f"-artifact_prefix={tmp_path}/",
-    ]
-    new = tmp_path / "new"
-    new.mkdir()
-    command = [sys.executable, "-m", "fuzz", name, *options, str(new), str(ROOT / "fuzz" / "corpus" / name)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False, timeout=GUIDED_SECONDS
-    )
-    found = [file.read_bytes().hex() for file in tmp_path.iterdir() if file.is_file()]
-    assert (done.returncode, found) == (0, []), done.stderr[-4000:]
 
 
 def test_a_guest_that_gets_more_room_than_there_is_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,4 +100,4 @@ def _send_message(me: weakref.ref[socket], name: str, data: Any, /, *args: Any, 
         raise OSError(errno.EINVAL, "a message has at least one byte")
     if length > MAX_SEQPACKET_BYTES:
         raise OSError(errno.EMSGSIZE, f"a message has at most {MAX_SEQPACKET_BYTES} bytes, not {length}")
-    return getattr(type(sock), name)(sock, data, *args, **keywords)
+    return sock._send_message(name, data, *args, **keywords)

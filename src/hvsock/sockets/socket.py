@@ -130,6 +130,10 @@ class socket(_stdlib.socket):
         if kind == _stdlib.SOCK_SEQPACKET:
             guards.guard_messages(self)
 
+    def _send_message(self, name: str, *args: Any, **keywords: Any) -> Any:
+        """Call a method that sends one message, of which the guard has seen that it is one."""
+        return getattr(type(self), name)(self, *args, **keywords)
+
     @classmethod
     def _established(
         cls,

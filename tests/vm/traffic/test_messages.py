@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
+import time
 
 import pytest
 
@@ -15,15 +17,17 @@ assert sys.platform == "linux"
 from hvsock.fabric import client, paths
 from tests.fabric.fake_device import FakeDevice
 from tests.support import sample
-from tests.vm.guest_scripts.traffic import MAX_BYTES
+from tests.vm.guest_scripts.traffic import MAX_BYTES, WAIT_SECONDS
 from tests.vm.support import needs_qemu
-from tests.vm.traffic.world import Guest, World
+from tests.vm.traffic.world import Guest, World, beside
 
 pytestmark = [needs_qemu, pytest.mark.timeout(sample(180, 3600))]
 
 LONGEST_BYTES = 128 * 1024
 """The longest message that hvsock carries."""
 MESSAGES = sample(60, 5_000)
+TOO_MANY = 1_000
+"""More messages than are under way anywhere."""
 TYPES = pytest.mark.parametrize("type", [hvsock.SOCK_STREAM, hvsock.SOCK_SEQPACKET], ids=["stream", "seqpacket"])
 
 
@@ -133,3 +137,43 @@ def test_guests_of_another_group(world: World) -> None:
             assert device.quiet(0.2)
     finally:
         client.call(host, "partition.remove", name="other")
+
+
+@pytest.mark.parametrize("by_guest", [True, False], ids=["guest connects", "host connects"])
+def test_a_message_goes_whole_although_its_sender_may_not_wait(world: World, guest: Guest, by_guest: bool) -> None:
+    """Linux would send what there is room for, and the rest never."""
+    near, far = world.pair(guest, by_guest, hvsock.SOCK_SEQPACKET)
+    sizes = (1_000, LONGEST_BYTES, LONGEST_BYTES - 1, LONGEST_BYTES, 1)
+
+    def receive() -> list[int]:
+        received = []
+        for _ in sizes:
+            time.sleep(0.1)  # so the guest has no room
+            received.append(len(near.recv(2 * LONGEST_BYTES)))
+        return received
+
+    def send(timeout: float) -> None:
+        far.settimeout(timeout)
+        for size in sizes:
+            while True:
+                try:
+                    assert far.send(bytes(size)) == size
+                    break
+                except BlockingIOError:
+                    assert timeout == 0
+                    time.sleep(0.01)
+
+    with near, far:
+        for timeout in (WAIT_SECONDS, 0.0):
+            with beside(receive) as received:
+                send(timeout)
+            assert received.result() == list(sizes)
+        far.settimeout(0.0)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while count < TOO_MANY:
+                far.send(b"x" * 64 * 1024)
+                count += 1
+        assert count < TOO_MANY
+        for _ in range(count):
+            assert near.recv(LONGEST_BYTES) == b"x" * 64 * 1024

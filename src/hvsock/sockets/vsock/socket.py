@@ -31,7 +31,7 @@ from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
 from hvsock.topology.reachability import own_view
 
-from . import addressing, failures, ports
+from . import addressing, failures, messages, ports
 
 if sys.platform != "linux":
     raise ImportError("AF_VSOCK is in Linux guests")
@@ -219,6 +219,12 @@ class socket(fabric.socket):
         self._used_up = False
 
     # -- data
+
+    def _send_message(self, name: str, *args: Any, **keywords: Any) -> Any:
+        timeout = self.gettimeout()
+        if timeout is None or self.family != _stdlib.AF_VSOCK:
+            return super()._send_message(name, *args, **keywords)
+        return messages.send(self, timeout, name, *args, **keywords)
 
     def shutdown(self, how: int, /) -> None:
         """End sending, receiving or both; a listener has nothing to shut down.

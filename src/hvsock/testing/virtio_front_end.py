@@ -174,7 +174,8 @@ class FrontEnd:
         """Sends one message, whether it makes sense or not."""
         message = Message(request, flags, payload).pack()
         sent = socket.send_fds(self._connection, [message], descriptors)
-        self._connection.sendall(message[sent:])
+        if sent < len(message):  # even nothing cannot be sent to who has hung up
+            self._connection.sendall(message[sent:])
 
     def ask(
         self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = (), *, flags: Flag = Flag.NONE

@@ -43,7 +43,7 @@ A name may stand wherever a GUID does. VmIds are also written as parent, childre
 silohost, and services as ports.
 """
 _EPILOG: Final = f"""HVSOCK_DIR is the fabric's folder, and HVSOCK_PARTITION the folder of the partition that
-a process speaks for (default: the host's).
+a process speaks for (default: the host's). HVSOCK_TRANSPORT=vsock is for Linux guests.
 
 \b
 {EXIT_CODES}

@@ -67,6 +67,20 @@ def test_bytes_go_both_ways(
         assert bytes(received) == there
 
 
+def test_descriptors_among_the_bytes_hold_nothing_up(
+    device: DeviceThread, ends: tuple[hvsock.socket, GuestSocket]
+) -> None:
+    """A read ends early at bytes that came with descriptors, and nobody tells of those behind them."""
+    near, far = ends
+    near.sendall(b"0")
+    assert far.receive_exactly(1) == b"0"
+    with device.reactor.turn:
+        for data in (b"1", b"2", b"3"):
+            socket.send_fds(near, [data], [near.fileno()])
+        near.sendall(b"4")
+    assert far.receive_exactly(4) == b"1234"
+
+
 def test_the_host_ends_first(ends: tuple[hvsock.socket, GuestSocket]) -> None:
     near, far = ends
     near.sendall(b"last words")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hvsock.fabric.marks import EndMark
 from hvsock.virtio.connection import BROKEN, END, WOULD_BLOCK, Connection, Reason
-from hvsock.virtio.packet import STREAM
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
@@ -95,12 +94,12 @@ class HostEnd:
     def receive(self, views: list[memoryview]) -> int:
         """See :meth:`hvsock.virtio.connection.End.receive`."""
         try:
-            if len(views) == 1 and self.connection is not None and self.connection.type == STREAM:
-                count = self.sock.recv_into(views[0])
-            else:
-                count, _, flags, _ = self.sock.recvmsg_into(views)
-                if flags & socket.MSG_TRUNC:
-                    return BROKEN
+            count, _, flags, _ = self.sock.recvmsg_into(views)
+            if flags & socket.MSG_TRUNC:
+                return BROKEN
+            if flags & socket.MSG_CTRUNC and self.connection is not None:
+                # descriptors are not passed on; a read that comes to some is short with more behind them
+                self.connection.ending = True
         except BlockingIOError:
             return WOULD_BLOCK
         except OSError:

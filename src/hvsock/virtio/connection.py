@@ -192,7 +192,7 @@ class Connection:
         message: SEQPACKET: what came of a message whose end is still to come.
         unsent: SEQPACKET: what is left of a message on its way to the guest.
         readable: whether the host's side may have something to read.
-        ending: whether it said that it sends no more, so that it is to be read up to its end of stream.
+        ending: whether a short read says nothing, since its end of stream, or descriptors, may be behind it.
         stalled: whether it has something for the guest, and the guest no room.
         due: packets without payload that wait for the rx queue, a bit each: ``1 << op``.
         asked: whether the guest asked for a CREDIT_UPDATE.

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ from tests.fabric.peers import fails_with, wait_until
 from tests.sockets.support import ROOT, WAIT_SECONDS, World, fails
 
 TYPES = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
+SETTLE_SECONDS = 0.05
+"""Time for the broker to close what it is done with."""
 _ports = itertools.count(100_000)
 
 
@@ -417,12 +420,18 @@ class TestShortOfDescriptors:
 def exhausted(but: int = 0) -> Iterator[None]:
     """This process may have no more descriptors than it has, but for so many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-    hoard = []
+    # the listing's own descriptor is one of those that it lists, and may be the highest
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1 + but, hard))
+    hoard: list[int] = []
     try:
-        with contextlib.suppress(OSError):
-            while True:
-                hoard.append(os.open("/dev/null", os.O_RDONLY))
+        settled = False
+        while not settled:  # the broker, a thread of this process, may still have some to close
+            before = len(hoard)
+            with contextlib.suppress(OSError):
+                while True:
+                    hoard.append(os.open("/dev/null", os.O_RDONLY))
+            settled = len(hoard) == before
+            time.sleep(SETTLE_SECONDS)
         for _ in range(but):
             os.close(hoard.pop())
         yield

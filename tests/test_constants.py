@@ -30,6 +30,17 @@ NUMBERS = {
     "GUEST_ECHO_PORT": 2762,
 }
 
+INTEGRATION_SERVICES = {
+    "HEARTBEAT": (5180, "Heartbeat", True),
+    "SHUTDOWN": (5181, "Shutdown", True),
+    "TIME_SYNCHRONIZATION": (5182, "Time Synchronization", True),
+    "KEY_VALUE_PAIR_EXCHANGE": (5183, "Key-Value Pair Exchange", True),
+    "VSS": (5184, "VSS", True),
+    "GUEST_SERVICE_INTERFACE": (5185, "Guest Service Interface", False),
+    "DIRECT": (5186, "Direct", True),
+    "GUEST_AGENT": (5187, "Guest Agent", True),
+}
+
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers(name: str) -> None:
@@ -37,7 +48,13 @@ def test_numbers(name: str) -> None:
 
 
 def test_no_number_goes_untested() -> None:
-    assert {name for name in vars(constants) if name.isupper()} == set(NUMBERS)
+    names = {name for name in vars(constants) if name.isupper()}
+    assert names == {*NUMBERS, *INTEGRATION_SERVICES, "INTEGRATION_SERVICES"}
+
+
+def test_integration_services_have_the_names_of_the_originals_and_ports_of_their_own() -> None:
+    assert {name: tuple(getattr(constants, name)) for name in INTEGRATION_SERVICES} == INTEGRATION_SERVICES
+    assert [tuple(one) for one in constants.INTEGRATION_SERVICES] == list(INTEGRATION_SERVICES.values())
 
 
 def test_options_can_be_told_from_linux_ones_of_the_same_number() -> None:

@@ -9,6 +9,7 @@ therefore integers of a type of their own, and the socket class tells them apart
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class ProtocolLevel(IntEnum):
@@ -68,3 +69,34 @@ VSOCK_BROKER_PORT = 0x4856_5342
 """AF_VSOCK port of the host on which a device answers calls to the broker ("HVSB"; hvsock's own)."""
 GUEST_ECHO_PORT = 2762
 """AF_VSOCK port on which hvsock.vm.guest echoes: the one after the original documentation's example."""
+
+
+class IntegrationService(NamedTuple):
+    """An in-box service of hvsock's own.
+
+    Attributes:
+        port: its AF_VSOCK port; its ServiceId is the one of the vsock template for it.
+        name: its friendly name, that of the original's service with the same meaning.
+        enabled: whether it is enabled where no operator said anything.
+    """
+
+    port: int
+    name: str
+    enabled: bool = True
+
+
+HEARTBEAT = IntegrationService(5180, "Heartbeat")
+SHUTDOWN = IntegrationService(5181, "Shutdown")
+TIME_SYNCHRONIZATION = IntegrationService(5182, "Time Synchronization")
+KEY_VALUE_PAIR_EXCHANGE = IntegrationService(5183, "Key-Value Pair Exchange")
+VSS = IntegrationService(5184, "VSS")
+GUEST_SERVICE_INTERFACE = IntegrationService(5185, "Guest Service Interface", enabled=False)
+DIRECT = IntegrationService(5186, "Direct")
+GUEST_AGENT = IntegrationService(5187, "Guest Agent")
+
+INTEGRATION_SERVICES = (
+    *(HEARTBEAT, SHUTDOWN, TIME_SYNCHRONIZATION, KEY_VALUE_PAIR_EXCHANGE, VSS),
+    *(GUEST_SERVICE_INTERFACE, DIRECT, GUEST_AGENT),
+)
+"""All of them. They are protocols of hvsock's own with the meaning of the originals, which are VMBus channels
+under GUIDs of their own; those GUIDs are not used here. What is off by default is so in the original, too."""

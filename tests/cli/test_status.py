@@ -13,6 +13,7 @@ import pytest
 
 import hvsock
 from hvsock.fabric.embedded import EmbeddedFabric
+from hvsock.registry.entries import inbox_entries
 
 assert sys.platform == "linux"
 
@@ -51,6 +52,22 @@ def test_status_as_tables(busy: EmbeddedFabric) -> None:
     assert text.startswith(f"fabric {busy.folder}: process {os.getpid()}, up ")
     assert re.search(r"^  web01 +vm +- +3 +[0-9a-f-]{36} +0 +0$", text, re.MULTILINE)
     assert re.search(r"^HV Socket Demo +0 +0 +1 +1 no-listener +0 +\d+ us +\d+ us$", text, re.MULTILINE)
+
+
+def test_status_leaves_inbox_services_out_of_which_nothing_is_to_be_told(busy: EmbeddedFabric) -> None:
+    names = {one.name for one in inbox_entries(0.0)}
+
+    def shown(*options: str) -> set[str]:
+        text = invoke("status", *options).stdout
+        return {name for name in names if re.search(rf"^{name} +\d", text, re.MULTILINE)}
+
+    assert shown() == set()
+    assert shown("--all") == names == {one["name"] for one in invoke_json("status")["services"] if one["inbox"]}
+    with hvsock.create_server(("any", "Heartbeat")):
+        assert shown() == {"Heartbeat"}
+    with pytest.raises(OSError):  # noqa: PT011
+        hvsock.create_connection(("loopback", "Shutdown"), 5)
+    assert shown() == {"Shutdown"}
 
 
 def test_status_again_and_again(busy: EmbeddedFabric) -> None:

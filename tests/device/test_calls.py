@@ -14,7 +14,7 @@ assert sys.platform == "linux"
 from hvsock import HV_GUID_PARENT, Address, ServiceId
 from hvsock.constants import VSOCK_BROKER_PORT
 from hvsock.fabric import messages
-from hvsock.fabric.embedded import EmbeddedFabric
+from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Op, Request
 from hvsock.registry import ServiceEntry
 from hvsock.virtio.packet import SEQPACKET, Shutdown
@@ -54,6 +54,23 @@ def test_a_call_by_somebody_who_has_sent_all(guest: Guest, demo: ServiceEntry) -
     sock.shutdown(Shutdown.SEND)
     (found,) = (one for one in answer(sock) if one["name"] == "Demo")
     assert found["id"] == demo.id
+
+
+def test_a_guest_is_told_what_is_enabled_for_it(fabric: EmbeddedFabric, vm: PartitionHandle, guest: Guest) -> None:
+    def told() -> set[str]:
+        sock = guest.connect(VSOCK_BROKER_PORT)
+        sock.send(Request(Op.CALL, call={"method": "services"}).pack())
+        sock.shutdown(Shutdown.SEND)
+        return {one["name"] for one in answer(sock)}
+
+    other = fabric.create_partition("other")
+    fabric.registry.set_enabled("Guest Service Interface", True, other.id)
+    assert "Guest Service Interface" not in told()
+    fabric.registry.set_enabled("Guest Service Interface", True, vm.id)
+    fabric.registry.set_enabled("Heartbeat", False, vm.id)
+    after = told()
+    assert "Guest Service Interface" in after
+    assert "Heartbeat" not in after
 
 
 @pytest.mark.parametrize(

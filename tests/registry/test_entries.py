@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_ZERO, ServiceId, VmId, parse_service_id
+from hvsock.constants import INTEGRATION_SERVICES
 from hvsock.errors import UsageError
 from hvsock.registry import entries
 from hvsock.registry.entries import (
@@ -41,7 +43,7 @@ VM = VmId("11111111-2222-3333-4444-555555555555")
 
 
 def test_inbox_services_are_those_of_the_original() -> None:
-    first, second = inbox_entries(5.0)
+    first, second, *ours = inbox_entries(5.0)
     assert (first.id, first.name, first.port_alias) == (
         "999e53d4-3d5c-4c3e-8779-bed06ec056e1",
         "VM Session Service",
@@ -52,8 +54,22 @@ def test_inbox_services_are_those_of_the_original() -> None:
         "VM Session Service-2",
         0xA5201C21,
     )
-    assert all(one.inbox and (one.created, one.changed) == (5.0, 5.0) for one in (first, second))
-    assert all(check_entry(one) == one for one in (first, second))
+    assert [(one.id.port, one.name) for one in ours] == [(one.port, one.name) for one in INTEGRATION_SERVICES]
+    assert all(one.inbox and (one.created, one.changed) == (5.0, 5.0) for one in (first, second, *ours))
+    assert all(check_entry(one) == one for one in (first, second, *ours))
+
+
+def test_inbox_services_are_enabled_but_for_the_one_that_the_original_disables() -> None:
+    off = [one for one in inbox_entries(5.0) if not one.service().settings_for(None).enabled]
+    assert [one.name for one in off] == ["Guest Service Interface"]
+    assert not any(one.touched for one in inbox_entries(5.0))
+    enabled = replace(off[0], per_vm={VM: Settings(enabled=True)})
+    assert enabled.touched
+    assert enabled.service().settings_for(VM).enabled
+    assert not enabled.service().settings_for(None).enabled
+    assert enabled.service().settings_for(VM).wildcard_binds
+    assert replace(off[0], settings=Settings(enabled=True)).service().settings_for(None).enabled
+    assert replace(off[0], flags=frozenset()).service().settings_for(None).enabled  # an operator's own
 
 
 @pytest.mark.parametrize(

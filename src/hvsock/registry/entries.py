@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, NamedTuple
 
 from hvsock.addresses import SERVICE_WILDCARD, WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
-from hvsock.constants import VSOCK_PORT_MAX
+from hvsock.constants import INTEGRATION_SERVICES, VSOCK_PORT_MAX
 from hvsock.errors import UsageError
-from hvsock.topology.access import Service, Settings
+from hvsock.topology.access import DEFAULTS, Service, Settings
 
 MAX_SERVICE_NAME_CHARACTERS: Final = 255
 """Longest friendly name. The original documents no limit for ElementName; 255 is where the Windows
@@ -115,24 +115,35 @@ class ServiceEntry:
 
     def service(self) -> Service:
         """The entry as the rules of access take it."""
-        return Service(self.id, self.name, self.settings, self.per_vm, self.port)
+        defaults = _OFF_BY_DEFAULT.get(self.id, DEFAULTS) if self.inbox else DEFAULTS
+        return Service(self.id, self.name, self.settings, self.per_vm, self.port, defaults)
 
 
-_INBOX_NAMES: Final = (
+_SESSION_SERVICES: Final = (
     ServiceName(ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1"), "VM Session Service"),
     ServiceName(ServiceId("a5201c21-2770-4c11-a68e-f182edb29220"), "VM Session Service-2"),
 )
+"""What every host of the original lists from the start."""
+_OFF_BY_DEFAULT: Final = {
+    ServiceId.from_port(one.port): replace(DEFAULTS, enabled=False)
+    for one in INTEGRATION_SERVICES
+    if not one.enabled
+}
 
 
 def inbox_entries(now: float) -> tuple[ServiceEntry, ...]:
-    """The services that every host of the original lists from the start, each with Data1 of its id as port alias.
+    """The services that come with every registry: those of the original, and hvsock's integration services.
+
+    The former have Data1 of their ids as port aliases, the latter are in the vsock template.
 
     Args:
-        now: when the registry came into being, in seconds since 1970 (UTC).
+        now: when they came into the registry, in seconds since 1970 (UTC).
     """
+    services = [(one.id, one.name, one.id.data1) for one in _SESSION_SERVICES]
+    ours = [(ServiceId.from_port(one.port), one.name, None) for one in INTEGRATION_SERVICES]
     return tuple(
-        ServiceEntry(id_, name, port_alias=id_.data1, flags=frozenset({INBOX}), created=now, changed=now)
-        for id_, name in _INBOX_NAMES
+        ServiceEntry(id_, name, port_alias, flags=frozenset({INBOX}), created=now, changed=now)
+        for id_, name, port_alias in (*services, *ours)
     )
 
 
@@ -206,7 +217,7 @@ def check_service_id(text: str) -> ServiceId:
     try:
         service_id = ServiceId(text)
     except ValueError:
-        raise UsageError(f"not a GUID: {quoted(text)} (expected like {_INBOX_NAMES[0].id})") from None
+        raise UsageError(f"not a GUID: {quoted(text)} (expected like {_SESSION_SERVICES[0].id})") from None
     if service_id == SERVICE_WILDCARD:
         raise UsageError(f"{service_id} means any service and cannot be registered")
     return service_id

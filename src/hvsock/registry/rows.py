@@ -12,7 +12,7 @@ from hvsock.addresses import ServiceId, VmId, parse_service_id
 from hvsock.errors import DuplicateError, NotFoundError, StateError
 from hvsock.topology.access import Settings
 
-from .entries import FLAGS, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
+from .entries import FLAGS, INBOX, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
 from .values import rounded_time, settings_from_value, settings_to_value
 
 _SCHEMA: Final = (
@@ -47,6 +47,34 @@ def fill(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     for entry in inbox_entries(rounded_time(time.time())):
         insert(connection, entry)
+
+
+def missing_inbox(connection: sqlite3.Connection) -> tuple[list[ServiceEntry], list[str]]:
+    """The in-box services that a file of an earlier version lacks.
+
+    Returns:
+        Those that can be put in, and one line for each that cannot, since its id, name or port is an operator's.
+    """
+    wanted = inbox_entries(rounded_time(time.time()))
+    ids = [str(one.id) for one in wanted]
+    query = f"SELECT id, flags FROM service WHERE id IN ({', '.join('?' * len(ids))})"
+    there = {id_ for id_, flags in _rows(connection, query, *ids) if INBOX in str(flags).split()}
+    free, displaced = [], []
+    for entry in wanted:
+        if entry.id in there:
+            continue
+        values = (str(entry.id), name_key(entry.name), entry.port or 0)
+        found = _rows(
+            connection, "SELECT id, name FROM service WHERE id = ? OR name_key = ? OR port_alias = ?", *values
+        )
+        if not found:
+            free.append(entry)
+        for id_, name in found[:1]:
+            displaced.append(
+                f"the in-box service {entry.name!r} ({entry.id}) is left out: its id, name or port is in use by "
+                f"{name!r} ({id_}), which was registered here; it comes when that one is unregistered"
+            )
+    return free, displaced
 
 
 def all_entries(connection: sqlite3.Connection) -> list[ServiceEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 from hvsock.addresses import ServiceId
-from hvsock.errors import DuplicateError, RefusedError, UsageError
+from hvsock.errors import DuplicateError, RefusedError, StateError, UsageError
 from hvsock.topology.access import Allowed, Service, Settings
 
 from . import rows
@@ -31,6 +32,8 @@ from .entries import (
     name_key,
 )
 from .values import rounded_time
+
+log = logging.getLogger(__name__)
 
 
 class Imported(NamedTuple):
@@ -56,9 +59,12 @@ class _Snapshot(NamedTuple):
 class Registry:
     """The registry of services of one fabric.
 
-    A new registry lists the in-box services of the original. They are read-only: their id, name and port
-    alias never change and they cannot be unregistered or registered over. Their settings can be changed
-    like any other's, for an operator may well want them disabled.
+    A registry lists the in-box services: those of the original, and hvsock's integration services. They are
+    read-only: their id, name and port alias never change and they cannot be unregistered or registered over.
+    Their settings can be changed like any other's, for an operator may well want them disabled.
+
+    Those that a registry of an earlier version lacks are put in when somebody opens it who may change it. Where
+    an operator has registered the id, the name or the port of one, theirs stays, and that one is left out.
 
     Every change is one transaction: when a method returns, it is on disk, and when it raises, nothing was
     changed. Changes of several processes come one after the other. Any thread may use a registry, one
@@ -77,7 +83,27 @@ class Registry:
 
     def __init__(self, folder: str | os.PathLike[str], *, read_only_because: str | None = None) -> None:
         self._snapshot: _Snapshot | None = None
+        self._displaced: tuple[str, ...] = ()
         self._database = Database(os.fsdecode(folder), rows.fill, read_only_because)
+        try:
+            if self._database.refusal is None:
+                self._complete()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _complete(self) -> None:
+        """Put in the in-box services that are missing; a file that cannot be written stays as it is."""
+        free, displaced = self._database.read(rows.missing_inbox)
+        if free:
+            try:
+                with self._database.write() as connection:
+                    free, displaced = rows.missing_inbox(connection)
+                    for entry in free:
+                        rows.insert(connection, entry)
+            except (RefusedError, StateError) as error:
+                log.warning("in-box services of this version are missing still: %s", error)
+        self._displaced = tuple(displaced)
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +126,11 @@ class Registry:
     def read_only_because(self) -> str | None:
         """Why the caller may not change the registry, as every change will say; None when it may."""
         return self._database.refusal
+
+    @property
+    def displaced(self) -> tuple[str, ...]:
+        """One line for each in-box service that was left out, as the registry was opened, for an operator's."""
+        return self._displaced
 
     # Reading
 
@@ -401,7 +432,9 @@ def _merged(
     if there is not None and there.inbox:
         return _merged_inbox(there, one, replace)
     if isinstance(one, ServiceEntry) and one.inbox:
-        raise UsageError(f"{one.name!r} ({one.id}) is none of the in-box services and cannot be flagged as one")
+        raise UsageError(
+            f"{one.name!r} ({one.id}) is none of the in-box services here and cannot be flagged as one"
+        )
     if there is None:
         return one if isinstance(one, ServiceEntry) else ServiceEntry(*one, created=moment, changed=moment)
     if not replace:

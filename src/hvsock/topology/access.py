@@ -1,8 +1,9 @@
 """What a service's settings allow: enabled or not, wildcard binds, and which users of the host.
 
 Settings are given for a service as a whole and, on top, for single VMs; what a VM's setting leaves
-open, the service's decides, and what that leaves open, the defaults: enabled, wildcard binds allowed
-(as for classic VMs), and the fabric's owner, root and its admin group may bind and connect.
+open, the service's decides, and what that leaves open, the defaults: enabled (but for in-box services that
+are off by default), wildcard binds allowed (as for classic VMs), and the fabric's owner, root and its admin
+group may bind and connect.
 
 This is the one place where access is decided. Only processes of the host are checked for their user,
 as in the original: what a guest does is the guest's own affair.
@@ -94,6 +95,7 @@ class Service:
         settings: for all VMs.
         per_vm: on top, for the connections of single VMs with their host.
         port: the AF_VSOCK port by which guests know it; None where it has none.
+        defaults: what holds where no setting says anything; nothing in them is None.
     """
 
     id: ServiceId
@@ -101,6 +103,7 @@ class Service:
     settings: Settings = Settings()
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
     port: int | None = None
+    defaults: Settings = DEFAULTS
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.
@@ -109,7 +112,7 @@ class Service:
             vm_id: for connections of this VM or container; None for no one in particular.
             through: the VM that they pass through, whose settings apply where `vm_id` has none of its own.
         """
-        settings = self.settings.over(DEFAULTS)
+        settings = self.settings.over(self.defaults)
         for level in (through, vm_id):
             one = None if level is None else self.per_vm.get(level)
             if one is not None:

@@ -26,7 +26,11 @@ _FORMATS: Final = ("reg", "ps1", "json")
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), help="By default what FILE's ending says, else json."
 )
-@click.option("--inbox", is_flag=True, help="With the in-box services, which every Windows host has (reg, ps1).")
+@click.option(
+    "--inbox",
+    is_flag=True,
+    help="With the in-box services (reg, ps1); Windows has the VM Session Services itself.",
+)
 @click.argument("file", default=STANDARD, type=click.Path(dir_okay=False, allow_dash=True))
 def export(form: str | None, inbox: bool, file: str) -> None:
     """Write the registry to FILE, or to standard output.

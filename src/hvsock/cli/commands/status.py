@@ -19,14 +19,22 @@ if sys.platform != "linux":
 
 @click.command()
 @watch_options
+@click.option("--all", "everything", is_flag=True, help="In-box services of which nothing is to be told, too.")
 @json_option
-def status(watch: bool, interval: float, as_json: bool) -> None:
+def status(watch: bool, interval: float, everything: bool, as_json: bool) -> None:
     """Show partitions, and services with their counters.
+
+    In-box services that nothing listens on and nothing has connected to are left out; --json has them all.
 
     Connections of two local processes are counted here, and their bytes are not: payload never passes
     through the broker.
     """
-    show(_ask, _page, watch=watch, interval=interval, as_json=as_json, passing=NoFabricError)
+
+    def page(value: dict[str, Any]) -> Page:
+        services = [one for one in value["services"] if everything or not one["inbox"] or _tells(one)]
+        return [_headline(value), partition_table(value["partitions"], counts=True), service_table(services)]
+
+    show(_ask, page, watch=watch, interval=interval, as_json=as_json, passing=NoFabricError)
 
 
 def _ask() -> dict[str, Any]:
@@ -40,10 +48,6 @@ def _headline(value: dict[str, Any]) -> str:
         f"connecting {value['connecting']}, undelivered {value['undelivered']}, "
         f"bad requests {value['bad_requests']}"
     )
-
-
-def _page(value: dict[str, Any]) -> Page:
-    return [_headline(value), partition_table(value["partitions"], counts=True), service_table(value["services"])]
 
 
 def service_table(services: list[dict[str, Any]]) -> Table:
@@ -60,9 +64,7 @@ def service_table(services: list[dict[str, Any]]) -> Table:
     ]
     rows = []
     for one in services:
-        if one["id"] == _NOT_REGISTERED and not (
-            one["listeners"] or one["open"] or one["accepted"] or one["refused"]
-        ):
+        if one["id"] == _NOT_REGISTERED and not _tells(one):
             continue
         rows.append(
             (
@@ -77,6 +79,11 @@ def service_table(services: list[dict[str, Any]]) -> Table:
             )
         )
     return Table(columns, rows)
+
+
+def _tells(one: dict[str, Any]) -> bool:
+    """Whether anything listens on a service, or ever tried to reach it."""
+    return bool(one["listeners"] or one["open"] or one["accepted"] or one["refused"] or one["reset"])
 
 
 _NOT_REGISTERED = "00000000-0000-0000-0000-000000000000"

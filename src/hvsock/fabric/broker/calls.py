@@ -272,6 +272,7 @@ def _status(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
             {
                 "id": entry.id,
                 "name": entry.name,
+                "inbox": entry.inbox,
                 "listeners": listeners.pop(entry.id, 0),
                 "open": open_by_row.pop(broker.counters.row_of(entry.id), 0),
                 **broker.counters.report(entry.id),
@@ -281,6 +282,7 @@ def _status(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
         {
             "id": SERVICE_WILDCARD,
             "name": "(not registered)",
+            "inbox": False,
             "listeners": listeners.total(),
             "open": open_by_row.total(),
             **broker.counters.report(SERVICE_WILDCARD),

@@ -35,6 +35,8 @@ class Services:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._registry = Registry(folder)
+        for line in self._registry.displaced:
+            log.warning("%s", line)
         self._path = os.path.join(folder, FILE_NAME)
         self._unchanged: tuple[int, int, int] | None = None
         self._entries: list[ServiceEntry] | None = None

@@ -42,7 +42,7 @@ def dump_powershell(services: Iterable[ServiceEntry], *, inbox: bool = False) ->
 
     Args:
         services: what to register, in this order.
-        inbox: whether in-box services are among it; every Windows host has them already.
+        inbox: whether in-box services are among it; of those, every Windows host has the VM Session Services.
     """
     lines = [
         f"    @{{ Id = '{entry.id}'; Name = {single_quoted(entry.name)} }}\n"

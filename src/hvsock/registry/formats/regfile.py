@@ -63,7 +63,7 @@ def dump_reg(services: Iterable[ServiceEntry], *, inbox: bool = False) -> bytes:
 
     Args:
         services: what to register, in this order.
-        inbox: whether in-box services are among it; every Windows host has them already.
+        inbox: whether in-box services are among it; of those, every Windows host has the VM Session Services.
     """
     lines = [HEADER, ""]
     for entry in services:

@@ -44,13 +44,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.virtio"),
+    "hvsock.services": (*BASE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
     ),
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
-        *("hvsock.transport", "hvsock.virtio", "hvsock.device"),
+        *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services"),
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }

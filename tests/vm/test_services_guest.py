@@ -54,7 +54,7 @@ echo "system $ID $VERSION_ID, $(cat /etc/hostname) is $(hostname)"
 lsmod | grep -q virtio_blk || echo "no disk, no driver"
 ps | grep -q '[s]leep 2147483647' && echo "nothing to keep"
 [ ! -e /run/hvsock-agent.pipe ] && echo "no agent wanted"
-echo done
+echo "that is all"
 """
 
 AGENT = """#!/bin/sh
@@ -76,7 +76,7 @@ until grep -qs "agent 2" /run/hvsock-agent.log; do sleep 0.1; done
 echo "restarted, from $(readlink /proc/$(pidof sleep | tr ' ' '\\n' | head -1)/fd/0)"
 echo "all lines: $(cat /run/hvsock-agent.log.old /run/hvsock-agent.log | grep -c '^line ')"
 echo "bytes: $(($(wc -c < /run/hvsock-agent.log) <= 524288))"
-echo done
+echo "that is all"
 """
 
 WRITE = """
@@ -87,7 +87,7 @@ echo "written in the guest" > /mnt/file
 sync
 (exec 9> /mnt/open; echo begun >&9; exec sleep 9999) &
 until [ -s /mnt/open ]; do sleep 0.1; done
-echo done
+echo "that is all"
 wait
 """
 
@@ -96,7 +96,7 @@ def test_packages_users_and_names(guest: Image, tmp_path: Path) -> None:
     run = Run(str(tmp_path), "web01")
     hardware = Hardware(append=("hvsock.agent=0",))
     with started(run, default_guest("web01", guest, hardware), made=guest, overlay=overlay(command=PACKAGES)):
-        said = wait_for_line(run, "\ndone")
+        said = wait_for_line(run, "that is all")
     assert "has upb ssh-ed25519 1000 1000 True" in said
     assert "its folder is the agent's alone" in said
     assert "system debian 12, web01 is web01" in said
@@ -112,7 +112,7 @@ def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path
         (brought / name).write_text(text)
     run = Run(str(tmp_path), "web01")
     with started(run, default_guest("web01", guest), made=guest, overlay=overlay(str(brought), LOOK)):
-        said = wait_for_line(run, "\ndone")
+        said = wait_for_line(run, "that is all")
     assert "restarted, from /dev/null" in said
     assert "all lines: 300" in said
     assert "bytes: 1" in said
@@ -136,9 +136,9 @@ def test_a_data_disk_is_clean_in_the_end(how: str, guest: Image, tmp_path: Path)
     )
     settings = default_guest("web01", guest, hardware)
     with started(run, settings, made=guest, overlay=overlay(command=command)):
-        wait_for_line(run, "\ndone")
+        wait_for_line(run, "that is all")
         if how == "reboot":
-            wait_for_line(run, "\nup again")
+            wait_for_line(run, "up again")
         if how == "poweroff":
             wait_until(lambda: not run.runs())
             assert run.record().reason == "the guest switched itself off"

@@ -95,7 +95,7 @@ def start(
         _file(initrd),
         tuple(append.split()),
         _file(disk),
-        tuple(found for one in data_disks if (found := _file(one))),
+        tuple(full for one in data_disks if (full := _file(one))),
         options,
     )
     own = hardware.kernel is not None or (disk is not None and kernel is None)

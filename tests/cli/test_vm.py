@@ -68,6 +68,8 @@ def test_the_image(guest: Image, tmp_path: Path) -> None:
         (["--disk", __file__, "--overlay", "/tmp"], 2, "default guest"),
         (["--wait", "--foreground"], 2, "cannot wait"),
         (["--overlay", "/nonesuch"], 2, "no folder"),
+        (["--data-disk", "/nonesuch"], 5, "no file /nonesuch"),
+        (["--data-disk", __file__] * 17, 2, "16 data disks at most"),
         (["--group", "g"], 2, "is in group (none)"),
     ],
 )

@@ -50,6 +50,15 @@ def test_a_disk(disk: str, value: str) -> None:
     assert ("-drive", value) in options(Hardware(disk=disk))
 
 
+def test_data_disks_come_after_the_disk_that_is_booted() -> None:
+    found = options(Hardware(disk="/d/own.qcow2", data_disks=("/d/a.img", "/d/b.qcow2")))
+    assert [value for option, value in found if option == "-drive"] == [
+        "file=/d/own.qcow2,if=virtio,format=qcow2",
+        "file=/d/a.img,if=virtio,format=raw",
+        "file=/d/b.qcow2,if=virtio,format=qcow2",
+    ]
+
+
 def test_the_vsock_device_and_more_options() -> None:
     found = options(Hardware(options=("-nic", "user")), chardev="vsock-1")
     assert ("-chardev", "socket,id=vsock-1,path=device") in found

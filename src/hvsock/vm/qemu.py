@@ -19,9 +19,11 @@ PROGRAM: Final = "qemu-system-x86_64"
 INSTALL: Final = "apt-get install -y --no-install-recommends qemu-system-x86"
 """The command that installs QEMU on Debian and Ubuntu."""
 MIN_MEMORY: Final = 256
-"""Least MiB of memory: the default guest unpacks 60 MiB into it."""
+"""Least MiB of memory: the default guest unpacks 75 MiB into it."""
 MAX_CPUS: Final = 64
 """Most processors; QEMU's pc machine takes 255."""
+MAX_DATA_DISKS: Final = 16
+"""Most data disks of a VM: each takes one of the 32 slots of the machine's bus, like its other devices."""
 
 DEVICE_SOCKET: Final = "device"
 REPORT_SOCKET: Final = "report"
@@ -48,6 +50,7 @@ class Hardware:
         initrd: its initramfs; None for none.
         append: its parameters.
         disk: the file of a disk; None for none.
+        data_disks: the files of disks with data, none of which is booted.
         options: more options for QEMU.
     """
 
@@ -57,6 +60,7 @@ class Hardware:
     initrd: str | None = None
     append: tuple[str, ...] = ()
     disk: str | None = None
+    data_disks: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
 
@@ -99,9 +103,8 @@ def command_line(
         command += ["-kernel", hardware.kernel, "-append", " ".join(hardware.append)]
         if hardware.initrd is not None:
             command += ["-initrd", hardware.initrd]
-    if hardware.disk is not None:
-        driver = disk_format(hardware.disk)
-        command += ["-drive", f"file={quoted(hardware.disk)},if=virtio,format={driver}"]
+    for disk in (*([] if hardware.disk is None else [hardware.disk]), *hardware.data_disks):
+        command += ["-drive", f"file={quoted(disk)},if=virtio,format={disk_format(disk)}"]
     if chardev is not None:
         command += ["-chardev", f"socket,id={chardev},path={DEVICE_SOCKET}"]
         command += ["-device", f"vhost-user-vsock-pci,id={VSOCK},chardev={chardev}"]

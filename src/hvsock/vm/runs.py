@@ -267,6 +267,6 @@ def read_settings(folder: str) -> Settings:
     with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
         value = json.load(file)
     hardware, device = value.pop("hardware"), tuple(value.pop("device"))
-    for name in ("append", "options"):
+    for name in ("append", "data_disks", "options"):
         hardware[name] = tuple(hardware[name])
     return Settings(**value, device=device, hardware=Hardware(**hardware))

@@ -39,7 +39,7 @@ LOADED_MODULES: Final = (
 )
 """Modules that are loaded when the guest starts: its sockets, and the button that ends it."""
 OTHER_MODULES: Final = ("virtio_net", "virtio_console", "virtio_blk")
-"""Modules that are there for modprobe: other ways to talk to a host, to compare with."""
+"""Modules that are there for modprobe: other ways to talk to a host, to compare with, and disks."""
 
 _LIBRARY = f"usr/lib/{PYTHON}"
 _LEFT_OUT: Final = (
@@ -52,7 +52,7 @@ _LEFT_OUT: Final = (
 )
 """Beginnings of the paths of what is not taken over: documentation, tests, locales, what has no libraries here."""
 _ROOTFS = os.path.join(os.path.dirname(__file__), "rootfs")
-_ROOT_FOLDERS = ("dev", "proc", "sys", "tmp", "run", "root", "var")
+_ROOT_FOLDERS = ("dev", "proc", "sys", "tmp", "run", "root", "mnt", "home/guest", "var/lib/hvsock")
 
 
 class Userland:
@@ -87,6 +87,7 @@ class Userland:
         yield cpio.character_device("dev/null", 1, 3)
         yield cpio.link("init", "bin/busybox")
         yield cpio.link("usr/bin/python3", PYTHON)
+        yield cpio.link("etc/os-release", "../usr/lib/os-release")
         busybox = os.path.join(self._root, "bin/busybox")
         for path in _output([busybox, "--list-full"]).split():
             if path != "bin/busybox":

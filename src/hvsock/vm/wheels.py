@@ -52,8 +52,8 @@ _PLATFORMS: Final = (
     *(f"manylinux_2_{minor}_x86_64" for minor in range(GUEST_GLIBC[1], OLDEST_GLIBC[1] - 1, -1)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
-_BUNDLED: Final = ("/usr/share/python-wheels", os.path.join(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"))
-"""Where Pythons keep pip for new environments: Debian's, and others."""
+_BUNDLED: Final = (os.path.join(sysconfig.get_path("stdlib"), "ensurepip", "_bundled"), "/usr/share/python-wheels")
+"""Where Pythons keep pip for new environments: this one, and Debian's, whose pip need not run with another."""
 
 
 def fits(tags: Iterable[str]) -> bool:
@@ -165,5 +165,6 @@ def _download(requirement: str, folder: str) -> str:
         return f"pip took more than {PIP_SECONDS} s"
     if done.returncode == 0:
         return ""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in said if line.startswith("ERROR:") and line != "ERROR: Exception:"] or said
     return lines[-1].removeprefix("ERROR:").strip() if lines else f"pip ended with code {done.returncode}"

@@ -16,7 +16,7 @@ from hvsock.fabric import client, paths
 from hvsock.vm import control, image, kvm, launch, qemu
 from hvsock.vm.guest import READY_LINE
 from hvsock.vm.overlay import overlay as packed
-from hvsock.vm.qemu import MAX_CPUS, MIN_MEMORY, Hardware
+from hvsock.vm.qemu import MAX_CPUS, MAX_DATA_DISKS, MIN_MEMORY, Hardware
 from hvsock.vm.runs import Settings
 from hvsock.vm.userland import DEFAULT_KERNEL, KERNELS
 
@@ -43,6 +43,13 @@ WAIT_SECONDS: Final = 120.0
 )
 @click.option("--initrd", metavar="FILE", help="The initramfs of a kernel of your own.")
 @click.option("--disk", metavar="FILE", help="A disk: raw, or qcow2 by its ending; without --kernel it is booted.")
+@click.option(
+    "--data-disk",
+    "data_disks",
+    metavar="FILE",
+    multiple=True,
+    help="A disk that is not booted, raw, or qcow2 by its ending; /dev/vda in the default guest; may be repeated.",
+)
 @click.option("--append", metavar="WORDS", default="", help="More parameters for the kernel.")
 @click.option(
     "--accel",
@@ -67,6 +74,7 @@ def start(
     kernel: str | None,
     initrd: str | None,
     disk: str | None,
+    data_disks: tuple[str, ...],
     append: str,
     accel: str,
     group: str | None,
@@ -87,6 +95,7 @@ def start(
         _file(initrd),
         tuple(append.split()),
         _file(disk),
+        tuple(full for one in data_disks if (full := _file(one))),
         options,
     )
     own = hardware.kernel is not None or (disk is not None and kernel is None)
@@ -136,6 +145,8 @@ def _check(own: bool, hardware: Hardware, changes: bool, both: bool) -> None:
         raise UsageError("--initrd goes with a --kernel of your own")
     if own and changes:
         raise UsageError("--overlay and --run change the default guest, and this is one of your own")
+    if len(hardware.data_disks) > MAX_DATA_DISKS:
+        raise UsageError(f"a VM has {MAX_DATA_DISKS} data disks at most, and these are {len(hardware.data_disks)}")
     if both:
         raise UsageError("--foreground waits for the VM's end, so it cannot wait until the guest is up")
 

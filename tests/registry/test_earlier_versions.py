@@ -22,6 +22,7 @@ from hvsock.registry.database import FILE_NAME
 from hvsock.registry.entries import inbox_entries
 from hvsock.registry.formats.jsonfile import dump_json, load_json
 from hvsock.registry.formats.regfile import dump_reg, load_reg
+from hvsock.registry.forwards import Forward
 from hvsock.topology.access import Settings
 from tests.support import sample
 
@@ -45,6 +46,8 @@ def make_early(folder: Path, *entries: ServiceEntry) -> Path:
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as connection:
         for id_ in OURS:
             connection.execute("DELETE FROM service WHERE id = ?", (str(id_),))
+        connection.execute("ALTER TABLE service DROP COLUMN forward")
+        connection.execute("PRAGMA user_version = 1")
         for entry in entries:
             connection.execute(
                 "INSERT INTO service (id, name, name_key, port_alias, flags, created, changed, settings)"
@@ -64,6 +67,8 @@ def test_whoever_may_change_it_completes_it(tmp_path: Path) -> None:
         assert {entry.id for entry in registry.entries()} == {*INBOX, ONE}
         heartbeat = registry.find("Heartbeat")
         assert heartbeat.inbox
+        assert registry.get(ONE) == ServiceEntry(ONE, "mine", created=1.0, changed=1.0)
+        assert registry.set_forward("mine", Forward("/run/mine")).forward == Forward("/run/mine")
         assert heartbeat.created >= before - 1
         version = registry.version()
         with Registry(tmp_path) as again:
@@ -119,7 +124,7 @@ def test_a_file_that_cannot_be_written_is_read_as_it_is(
             assert len(registry.entries()) == 2
             with pytest.raises(StateError, match="in use by another process"):
                 registry.register("x")
-        assert "in-box services of this version are missing still" in caplog.text
+        assert "the registry stays that of an earlier version" in caplog.text
     with Registry(tmp_path) as registry:
         assert len(registry.entries()) == len(INBOX)
 

@@ -94,7 +94,7 @@ class Registry:
             raise
 
     def _complete(self) -> None:
-        """Make the file one of this version, in-box services and all; one that cannot be written stays as it is."""
+        """Make the file one of this version, and complete; one that cannot be written stays as it was."""
         free, displaced = self._database.read(rows.missing_inbox)
         if free or self._database.is_of_earlier_version:
             try:

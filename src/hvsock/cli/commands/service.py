@@ -148,10 +148,9 @@ def list_(as_json: bool) -> None:
         print_json([entry_value(entry) for entry in entries])
         return
     columns = [Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE")]
-    rows = [(one.name, one.id, _port(one.port), _state(one)) for one in entries]
     if any(one.forward is not None for one in entries):
         columns.append(Column("FORWARD", fold=True))
-        rows = [(*row, _forward(one)) for row, one in zip(rows, entries, strict=True)]
+    rows = [(one.name, one.id, _port(one.port), _state(one), _forward(one))[: len(columns)] for one in entries]
     print_table(Table(columns, rows))
 
 

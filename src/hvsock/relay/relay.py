@@ -155,11 +155,11 @@ class Relay:
             def failed(connecting: _Connecting, error: OSError) -> None:
                 self._connecting.discard(connecting)
                 self._forget(peer)
-                sock.close()
                 why = error.strerror or str(error)
                 self._complain(
                     listening.name, f"a connection of {who} is closed: {forward} does not answer: {why}"
                 )
+                sock.close()
 
             connecting = _Connecting(self._reactor, forward, connected, failed)
             self._connecting.add(connecting)

@@ -103,7 +103,12 @@ def world(hvsock_fabric: EmbeddedFabric) -> Iterator[World]:
 def echoed(sock: hvsock.socket, data: bytes = b"hello") -> bytes:
     """What comes back of `data`, up to the end, of a connection that is closed then."""
     with sock:
-        sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         got = bytearray()
         while piece := sock.recv(1 << 20):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,6 +32,17 @@ if sys.platform != "linux":
         "sockets",
         "vm",
     ]
+
+HERE = Path(__file__).parent
+WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
+"""Where the tests are that boot VMs, or make the image for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has VMs run one after the other, where tests run in several processes: each wants a processor."""
+    for item in items:
+        if any(item.path.is_relative_to(one) for one in WITH_VMS):
+            item.add_marker(pytest.mark.xdist_group("vm"))
 
 
 @pytest.fixture(autouse=True)

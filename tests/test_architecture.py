@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         "hvsock.sockets",
     ),
+    "hvsock.services": (*BASE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
         "hvsock.tied",
@@ -56,7 +57,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
-        *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.tied", "hvsock.relay"),
+        *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
+        "hvsock.relay",
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import FEW_VARIABLE
+
 ROOT = Path(__file__).parent.parent
 
 CORE = {
@@ -30,6 +32,7 @@ def files_of(name: str) -> set[str]:
 def run(*arguments: str | Path) -> None:
     """Run Python in the project's root; what it printed is the message where it fails."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_"))}
+    environ[FEW_VARIABLE] = "1"
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
     )

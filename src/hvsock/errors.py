@@ -11,7 +11,12 @@ the sockets raises the errors below::
     +-- RefusedError              the caller may not do that (not the owner, a guest, a read-only entry)
     +-- NoFabricError             no broker answers in this fabric's folder
     +-- StateError                a file of the fabric cannot be used (damaged, foreign, newer version)
+    +-- BusyError                 it is done already by somebody, or is at its limit; try again later
+    +-- NotReadyError             the other side is there and cannot do it yet
+    +-- LostError                 a connection ended in the midst of an operation
+    +-- RemoteError               the other side failed in a way that it does not tell
     +-- ProtocolError             a peer sent what no peer of ours sends
+        +-- NegotiationError      both sides speak no version in common
 """
 
 from __future__ import annotations
@@ -45,5 +50,25 @@ class StateError(HvsockError):
     """A file of the fabric is damaged or not ours; it was left as it is."""
 
 
+class BusyError(HvsockError):
+    """It is under way already, or something is at its limit; nothing was changed, and later it may work."""
+
+
+class NotReadyError(HvsockError):
+    """The other side is there, and cannot do this yet; nothing was changed."""
+
+
+class LostError(HvsockError, ConnectionError):
+    """A connection ended in the midst of an operation, which may have been done or not."""
+
+
+class RemoteError(HvsockError):
+    """The other side failed in a way that its own log tells; what was done is not known."""
+
+
 class ProtocolError(HvsockError):
     """A peer broke the protocol; that one connection was dropped."""
+
+
+class NegotiationError(ProtocolError):
+    """Both sides speak no version in common; nothing was done."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -117,6 +118,16 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
     """Wait for the end: exit code, and what came on standard output and error."""
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
+
+
+def told_until_it_ends(process: subprocess.Popen[bytes], number: int) -> int:
+    """Send a signal again and again until the process has ended; its exit code."""
+    deadline = time.monotonic() + PATIENCE
+    while (code := process.poll()) is None:
+        assert time.monotonic() < deadline, "it does not end"
+        process.send_signal(number)
+        time.sleep(0.001)
+    return code
 
 
 @contextlib.contextmanager

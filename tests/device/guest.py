@@ -21,7 +21,7 @@ from hvsock.virtio.session import RX, TX
 if sys.platform != "linux":
     raise ImportError("the device needs Linux")
 
-PATIENCE_SECONDS: Final = 10.0
+PATIENCE_SECONDS: Final = 30.0
 """What nothing here takes on a busy machine; more of it is a failure."""
 TICK_SECONDS: Final = 0.02
 """How long the guest's thread waits for an interrupt before it looks whether it is to end."""

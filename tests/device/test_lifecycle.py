@@ -24,7 +24,7 @@ from hvsock.registry import Registry, ServiceEntry
 from hvsock.virtio.packet import HEADER_BYTES, SEQPACKET, STREAM
 from hvsock.virtio.session import RX, TX
 from hvsock.virtio.virtqueue import WRITE
-from tests.cli.helpers import broker, ended
+from tests.cli.helpers import broker, ended, told_until_it_ends
 from tests.device.conftest import PORT
 from tests.device.devices import DeviceThread, device_process, guest_of
 from tests.device.ends import Types, accept, connect, from_guest, from_host, listen
@@ -238,6 +238,7 @@ def test_the_device_is_told_to_end(
     ):
         process.send_signal(number)
         is_reset(near)
+        told_until_it_ends(process, number)  # one more does no harm
         assert ended(process) == (0, b"", b"")
     assert os.listdir(tmp_path) == []
 

@@ -21,7 +21,7 @@ from hvsock.fabric.messages import DeviceCourier, Established, Flag, Notice, Op,
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 """What nothing here takes on a busy machine; more of it is a failure."""
 
 

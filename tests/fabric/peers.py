@@ -30,7 +30,7 @@ if sys.platform != "linux":
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 """What nothing here takes on a busy machine; more of it is a failure."""
 
 

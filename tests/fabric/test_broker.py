@@ -36,7 +36,16 @@ from hvsock.fabric.broker.broker import Broker
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Op, Request
 from hvsock.registry import ServiceEntry
-from tests.fabric.peers import Connector, control, ended, fails_with, start_connect, take, wait_until
+from tests.fabric.peers import (
+    PATIENCE_SECONDS,
+    Connector,
+    control,
+    ended,
+    fails_with,
+    start_connect,
+    take,
+    wait_until,
+)
 from tests.registry.processes import in_child
 
 PARENT, LOOPBACK = HV_GUID_PARENT, HV_GUID_LOOPBACK
@@ -341,7 +350,7 @@ def test_many_queues_take_turns(
     wait_until(lambda: status(fabric)["connecting"] == 30)
     for server in servers:
         for _ in range(10):
-            server.settimeout(10)
+            server.settimeout(PATIENCE_SECONDS)
             take(server)[0].close()
         server.close()
     for queue in queues:
@@ -473,7 +482,7 @@ def test_clients_of_a_partition_are_bounded_and_others_are_served(
             assert client.call(other.folder, "ping")
             assert client.call(fabric.host.folder, "ping")
             idle.pop().close()
-            late.settimeout(10)
+            late.settimeout(PATIENCE_SECONDS)
             assert messages.parse_reply_header(late.recv(messages.REPLY_HEADER_BYTES))[0] == 0
         for sock in idle:
             sock.close()

@@ -22,7 +22,7 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Established, Flag
 from hvsock.registry import ServiceEntry
 from tests.fabric.fake_device import FakeDevice, begin_connect, connected, refused
-from tests.fabric.peers import Connector, ended, fails_with, start_connect, take, wait_until
+from tests.fabric.peers import PATIENCE_SECONDS, Connector, ended, fails_with, start_connect, take, wait_until
 
 TYPES = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 PORT = 2761
@@ -47,7 +47,7 @@ def demo(fabric: EmbeddedFabric) -> dict[str, object]:
 
 def exchange(connector: Connector, device: socket.socket) -> None:
     """Nothing but what was sent arrives, either way."""
-    connector.sock.settimeout(10)
+    connector.sock.settimeout(PATIENCE_SECONDS)
     connector.sock.sendall(b"from the host")
     assert device.recv(100) == b"from the host"
     device.sendall(b"from the guest")

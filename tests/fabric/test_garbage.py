@@ -35,7 +35,7 @@ from tests.support import sample
 
 REQUEST_SECONDS = 0.25
 """The time that a client has here."""
-SLACK_SECONDS = 3.0
+SLACK_SECONDS = 10.0
 """What a busy machine adds to it."""
 MOST_DESCRIPTORS = 253
 """Of one message (SCM_MAX_FD)."""
@@ -175,14 +175,15 @@ def test_each_is_dropped_alone_and_in_time(
 
 
 @pytest.mark.parametrize("size", [0, 1, 2047, 2049, 100_000])
-def test_a_message_of_a_wrong_size_is_refused_at_once(size: int, folder: str, impatient: EmbeddedFabric) -> None:
+def test_a_message_of_a_wrong_size_is_refused_at_once(
+    size: int, folder: str, impatient: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "REQUEST_SECONDS", 600.0)
     with control(folder, SEQPACKET) as sock:
-        start = time.monotonic()
         sock.send(PING.ljust(size, b"\0")[:size])
         if size:
             assert read_errno(sock) == errno.EPROTO
         assert ended(sock)  # at once, a message of no bytes, too: it cannot be told from the end
-        assert time.monotonic() - start < REQUEST_SECONDS
 
 
 def test_good_requests_with_descriptors_are_served_and_the_descriptors_dropped(

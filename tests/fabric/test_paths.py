@@ -18,7 +18,7 @@ from hvsock.errors import StateError
 from hvsock.fabric import client, paths
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.testing.leaks import leak_check
-from tests.fabric.peers import open_folder
+from tests.fabric.peers import PATIENCE_SECONDS, open_folder
 from tests.registry.processes import User, in_child
 
 NOBODY = 65534
@@ -125,7 +125,9 @@ def test_a_whole_fabric_works_in_a_deep_folder(letter: str, tmp_path: Path) -> N
                 fabric.restart()
                 address = ("parent", "Deep")
                 with (
-                    hvsock.create_connection(address, 5, type=type_, partition=guest.folder) as connector,
+                    hvsock.create_connection(
+                        address, PATIENCE_SECONDS, type=type_, partition=guest.folder
+                    ) as connector,
                     listener.accept()[0] as accepted,
                 ):
                     connector.sendall(b"from the deep")

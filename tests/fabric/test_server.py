@@ -24,15 +24,16 @@ from hvsock.fabric import client
 from hvsock.fabric.broker import server
 from hvsock.fabric.messages import Op, Request
 from hvsock.registry import Registry
-from tests.fabric.peers import control, read_errno, start_connect, wait_until
+from tests.cli.helpers import told_until_it_ends
+from tests.fabric.peers import PATIENCE_SECONDS, control, read_errno, start_connect, wait_until
 
 _CODE = """
 import sys
 from hvsock.fabric.broker.server import serve
 serve(sys.argv[1], grace_seconds=float(sys.argv[2]))
 """
-_SLACK_SECONDS = 3.0
-"""What a busy machine adds to anything."""
+_NEVER_SECONDS = 600
+"""A client's time where none is to be helped by the end of another's."""
 
 
 @contextmanager
@@ -40,11 +41,12 @@ def served(folder: Path, grace_seconds: float = 5.0, descriptors: int = 0) -> It
     """A broker's process that has told systemd that it is ready."""
     if descriptors:
         limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
+        limit += f"\nfrom hvsock.fabric.broker import clients; clients.REQUEST_SECONDS = {_NEVER_SECONDS}"
     else:
         limit = ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder.parent / "notify"))
-        systemd.settimeout(10)
+        systemd.settimeout(PATIENCE_SECONDS)
         environ = {**os.environ, "NOTIFY_SOCKET": str(folder.parent / "notify")}
         command = [sys.executable, "-c", limit + _CODE, str(folder), str(grace_seconds)]
         with subprocess.Popen(command, env=environ) as process:
@@ -65,13 +67,13 @@ def test_a_signal_ends_it_cleanly(number: int, tmp_path: Path) -> None:
         host = str(folder / "partitions" / "host")
         assert client.call(host, "ping") == {"pid": process.pid, "partition": "host"}
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
         assert os.listdir(host) == []
         with pytest.raises(NoFabricError):
             client.call(host, "ping")
     with served(folder) as process:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_requests_under_way_have_a_grace_period(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_requests_under_way_have_a_grace_period(tmp_path: Path) -> None:
             assert waiting.outcome() is None
             listener.accept()[0].close()
             assert waiting.settled() == 0
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0
             listener.accept()[0].close()
             first.close()
             waiting.close()
@@ -114,7 +116,7 @@ def test_the_grace_period_ends_and_a_second_signal_ends_it_at_once(tmp_path: Pat
                     time.sleep(0.05)
                     assert process.poll() is None
                     process.terminate()
-                assert process.wait(10) == 0
+                assert process.wait(PATIENCE_SECONDS) == 0
                 assert waiting.settled() == -1
                 first.close()
                 waiting.close()
@@ -122,9 +124,7 @@ def test_the_grace_period_ends_and_a_second_signal_ends_it_at_once(tmp_path: Pat
 
 def test_many_signals_do_no_harm(tmp_path: Path) -> None:
     with served(tmp_path / "fabric") as process:
-        for _ in range(20):
-            process.terminate()
-        assert process.wait(10) == 0
+        assert told_until_it_ends(process, signal.SIGTERM) == 0
 
 
 def test_two_processes_do_not_share_a_fabric(tmp_path: Path) -> None:
@@ -152,9 +152,7 @@ def test_greedy_guests_keep_neither_the_host_nor_the_next_guest_out(tmp_path: Pa
             for _ in range(100):
                 opened.enter_context(control(guest))
         for one in (host, guests[4]):
-            start = time.monotonic()
-            client.call(one, "ping")
-            assert time.monotonic() - start < _SLACK_SECONDS
+            assert client.call(one, "ping")
 
 
 def test_partitions_leave_descriptors_for_clients(tmp_path: Path) -> None:
@@ -185,7 +183,7 @@ def test_out_of_descriptors_it_rests_and_goes_on(tmp_path: Path) -> None:
                 waiting.recv(1)
             assert _processor_seconds(process.pid) - before < 0.25
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
-            waiting.settimeout(_SLACK_SECONDS)
+            waiting.settimeout(PATIENCE_SECONDS)
             assert read_errno(waiting) == 0
 
 

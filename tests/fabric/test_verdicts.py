@@ -10,6 +10,7 @@ import pytest
 import hvsock
 from hvsock.fabric.broker.services import SETTLED_NANOSECONDS
 from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle
+from tests.fabric.peers import PATIENCE_SECONDS
 
 assert sys.platform == "linux"
 
@@ -18,7 +19,7 @@ CHANGES = 20
 
 
 def _connect(guest: PartitionHandle, service_id: str) -> hvsock.socket:
-    return hvsock.create_connection(("parent", service_id), 5, partition=guest.folder)
+    return hvsock.create_connection(("parent", service_id), PATIENCE_SECONDS, partition=guest.folder)
 
 
 def _settle() -> None:

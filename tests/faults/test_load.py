@@ -145,7 +145,9 @@ def test_traffic_goes_on_while_brokers_are_killed(tmp_path: Path) -> None:
         number = listener.fileno()
         epoll = stack.enter_context(select.epoll())
         epoll.register(listener, select.EPOLLIN)
-        near = stack.enter_context(hvsock.create_connection(("parent", service.id), 5, partition=guest))
+        near = stack.enter_context(
+            hvsock.create_connection(("parent", service.id), PATIENCE_SECONDS, partition=guest)
+        )
         assert epoll.poll(PATIENCE_SECONDS) == [(number, select.EPOLLIN)]
         far = stack.enter_context(listener.accept()[0])
         for turn in range(sample(3, 50)):
@@ -155,14 +157,14 @@ def test_traffic_goes_on_while_brokers_are_killed(tmp_path: Path) -> None:
             far.sendall(block[::-1])
             if turn % 2:
                 broker.start()
-                with hvsock.create_connection(("parent", service.id), 5, partition=guest) as second:
+                with hvsock.create_connection(("parent", service.id), PATIENCE_SECONDS, partition=guest) as second:
                     assert epoll.poll(PATIENCE_SECONDS) == [(number, select.EPOLLIN)]
                     with listener.accept()[0] as accepted:
                         second.sendall(b"new")
                         assert accepted.recv(10) == b"new"
             else:
                 with pytest.raises(OSError, match="no broker"):
-                    hvsock.create_connection(("parent", service.id), 5, partition=guest)
+                    hvsock.create_connection(("parent", service.id), PATIENCE_SECONDS, partition=guest)
                 broker.start()
             assert _receive(far, len(block)) == block
             assert _receive(near, len(block)) == block[::-1]
@@ -190,7 +192,7 @@ def test_sigkill_of_the_sender_loses_nothing(tmp_path: Path) -> None:
         listener = stack.enter_context(hvsock.create_server(("children", service.id), partition=broker.host))
 
         def send() -> None:
-            sock = hvsock.create_connection(("parent", service.id), 5, partition=guest)
+            sock = hvsock.create_connection(("parent", service.id), PATIENCE_SECONDS, partition=guest)
             sock.sendall(b"x" * 100_000)
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -223,7 +223,7 @@ class TestServer:
                 writer.write(b"a")
                 await writer.drain()
                 await asyncio.sleep(0)
-                while not server._tasks:
+                while not server._acceptor.tasks:
                     await asyncio.sleep(0.001)
                 server.close()
                 server.close()

@@ -380,7 +380,7 @@ def test_the_broker_is_not_held_up_by_a_commit(tmp_path: Path) -> None:
             assert registry.version() == version
             assert registry.services() is services
             assert registry.alias(0x999E53D4) is not None
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < BUSY_TIMEOUT_MS / 1000
         assert registry.version() != version
         with locked(tmp_path, "BEGIN EXCLUSIVE"):  # seen, but not read
             assert registry.services() is services

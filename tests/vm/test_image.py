@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -84,14 +85,36 @@ def test_what_is_in_it(guest: Image) -> None:
     assert b"vsock.ko:\n" in kernel[modules].data
     assert b"vmw_vsock_virtio_transport" in kernel["etc/hvsock/modules"].data
     site = "usr/lib/python3/dist-packages"
-    assert {f"{site}/click/__init__.py", f"{site}/rich/console.py", f"{site}/qemu/qmp/__init__.py"} <= set(
-        requirements
+    names = (
+        "click/__init__.py",
+        "rich/console.py",
+        "grpclib/server.py",
+        "asyncssh/sftp.py",
+        "typing_extensions.py",
     )
-    assert not [name for name in (*requirements, *own) if name.endswith((".so", ".pyd"))]
+    assert {f"{site}/{name}" for name in names} <= set(requirements)
+    packages = {name.removeprefix(f"{site}/").partition("/")[0] for name in requirements}
+    assert not packages & {"qemu", "starlette", "uvicorn", "anyio", "pygments", "markdown_it", "cffi", "tests"}
+    compiled = sorted(name.rpartition("/")[2] for name in (*requirements, *own) if name.endswith((".so", ".pyd")))
+    assert compiled == ["_cffi_backend.cpython-311-x86_64-linux-gnu.so", "_message.abi3.so", "_rust.abi3.so"]
+    assert userland["usr/lib/os-release"].data.startswith(b'PRETTY_NAME="Debian GNU/Linux 12')
     cached = own[f"{site}/hvsock/__pycache__/__init__.cpython-311.pyc"].data
     assert int.from_bytes(cached[4:8], "little") == 0b01  # by hash, which is not looked at
     assert str(Path(software.__file__).parents[2]).encode() not in cached
     assert f"{site}/hvsock/__init__.py".encode() in cached
+
+
+def test_packages_of_another_version_are_asked_for(
+    guest: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older hvsock wrote down of Debian's packages is not what this one needs."""
+    store = layers.Store(str(tmp_path / "images"))
+    before = json.loads(Path(layers.images_folder(), "recipe-6.12.json").read_bytes())
+    assert image._remembered(store, "6.12") is None
+    store.write("recipe-6.12.json", before)
+    assert image._remembered(store, "6.12") is not None
+    store.write("recipe-6.12.json", [before[0][:-1], before[1]])
+    assert image._remembered(store, "6.12") is None
 
 
 def test_an_initramfs_has_all_layers_and_more(guest: Image, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hvsock.fabric import paths
-from hvsock.fabric.reactor import Reactor
+from hvsock.fabric.reactor import Reactor, ignore_signals
 
 from . import rights
 from .device import Device, Limits
@@ -139,6 +139,7 @@ def serve(
             device.serve(socket.socket(fileno=places.descriptor), on_left=reactor.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: reactor.stop())
+        stack.callback(ignore_signals)
         on_ready()
         reactor.run()
 

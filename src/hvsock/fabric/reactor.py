@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,15 @@ CANCELLED_KEPT: Final = 64
 
 Handler = Callable[[int], None]
 Clock = Callable[[], float]
+
+
+def ignore_signals() -> None:
+    """Have a process that is about to end ignore SIGTERM and SIGINT: one more of them does not spoil a clean end.
+
+    A handler would not do, since the interpreter takes handlers away before it has ended itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Timer:

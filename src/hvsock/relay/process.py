@@ -16,7 +16,7 @@ from hvsock import transport
 from hvsock.addresses import HV_GUID_PARENT
 from hvsock.errors import NoFabricError, RefusedError, StateError
 from hvsock.fabric import client, paths
-from hvsock.fabric.reactor import Reactor
+from hvsock.fabric.reactor import Reactor, ignore_signals
 from hvsock.registry import Registry
 from hvsock.registry.forwards import Forward
 from hvsock.sockets.helpers import create_server
@@ -143,6 +143,7 @@ def _relay() -> Iterator[tuple[Reactor, Relay]]:
         try:
             yield reactor, relay
         finally:
+            ignore_signals()
             relay.close()
     finally:
         reactor.close()

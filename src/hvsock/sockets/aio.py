@@ -8,10 +8,12 @@ know couriers: there, :func:`start_server` serves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ssl as _ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -62,11 +64,10 @@ async def open_connection(
     if ssl is not None and server_hostname is None:
         raise ValueError("TLS needs server_hostname, the name that the server's certificate has to have")
     loop = asyncio.get_running_loop()
-    target = await _resolve(address, partition)
+    sock = await connected(address, partition=partition)
     reader = asyncio.StreamReader(limit=limit)
     protocol = asyncio.StreamReaderProtocol(reader)
     owned = True
-    sock = socket(partition=partition)
 
     def hand_over() -> asyncio.StreamReaderProtocol:
         nonlocal owned
@@ -74,13 +75,34 @@ async def open_connection(
         return protocol
 
     try:
-        sock.setblocking(False)
-        await _connect(loop, sock, target)
         transport, _ = await loop.create_connection(hand_over, sock=sock, ssl=ssl, server_hostname=server_hostname)
     finally:
         if owned:
             sock.close()
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def connected(address: AddressLike, *, partition: str | None = None) -> socket:
+    """A socket that is connected to a service and does not block; names are looked up. The caller owns it.
+
+    Args:
+        address: ``hvsocket://VM/SERVICE`` or the pair.
+        partition: the partition's folder to connect from; by default that of the process.
+
+    Raises:
+        OSError: what connect raises.
+        UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
+    """
+    loop = asyncio.get_running_loop()
+    target = await _resolve(address, partition)
+    sock = socket(partition=partition)
+    try:
+        sock.setblocking(False)
+        await _connect(loop, sock, target)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket, target: Address) -> None:
@@ -140,6 +162,99 @@ async def start_server(
     return Server(listener, make_protocol, ssl)
 
 
+class Acceptor:
+    """A listener whose connections are handed to a coroutine, on every event loop.
+
+    Args:
+        listener: a listening Hyper-V socket, which this object owns from now on.
+        handle: called with each accepted socket, which it owns and which does not block, and the peer's address.
+    """
+
+    def __init__(self, listener: socket, handle: Callable[[socket, Address], Coroutine[Any, Any, None]]) -> None:
+        self.listener = listener
+        self.error: OSError | None = None
+        self.tasks: set[asyncio.Future[Any]] = set()
+        self.stopped = asyncio.Event()
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        self._watch()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether new connections are accepted."""
+        return self.listener.fileno() >= 0
+
+    def stop(self) -> None:
+        """Accept no more; connections there are go on. Calling this twice is fine."""
+        if self.is_serving:
+            self._loop.remove_reader(self.listener.fileno())
+            self.listener.close()
+        self.stopped.set()
+
+    async def wait_stopped(self) -> None:
+        """Wait until nothing is accepted any more, and the handlers of all connections are done.
+
+        Raises:
+            OSError: accept failed for good.
+        """
+        await self.stopped.wait()
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        """Accept no more, and cancel the handlers of all connections. Calling this twice is fine."""
+        self.stop()
+        for task in self.tasks:
+            task.cancel()
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+
+    def run(self, handler: Awaitable[None]) -> asyncio.Future[None]:
+        """Run what belongs to a connection; :meth:`wait_stopped` waits for it."""
+        task = asyncio.ensure_future(handler)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": "the handler of a connection failed", "exception": error, "future": task}
+            )
+
+    def _watch(self) -> None:
+        if self.is_serving:
+            self._loop.add_reader(self.listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_PER_WAKE_UP):
+            try:
+                sock, peer = self.listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._loop.remove_reader(self.listener.fileno())
+                if error.errno in _EXHAUSTED:  # the connections wait in the backlog
+                    self._loop.call_exception_handler({"message": "accept failed", "exception": error})
+                    self._loop.call_later(EXHAUSTED_SECONDS, self._watch)
+                else:
+                    self.error = error
+                    self.stop()
+                return
+            sock.setblocking(False)
+            self.run(self._handle(sock, peer)).add_done_callback(partial(_close_if_dropped, sock))
+
+
+def _close_if_dropped(sock: socket, task: asyncio.Future[Any]) -> None:
+    """A handler that was cancelled may not even have begun, and one that failed owns nothing."""
+    if task.cancelled() or task.exception() is not None:
+        sock.close()
+
+
 class Server:
     """A listener that is served; as asyncio.Server, also where a loop accepts by itself (uvloop).
 
@@ -157,20 +272,15 @@ class Server:
         make_protocol: Callable[[Server], asyncio.BaseProtocol],
         ssl: _ssl.SSLContext | None = None,
     ) -> None:
-        self._listener = listener
         self._make_protocol = make_protocol
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Future[Any]] = set()
-        self._closed = asyncio.Event()
-        self._error: OSError | None = None
-        listener.setblocking(False)
-        self._watch()
+        self._acceptor = Acceptor(listener, self._connected)
 
     @property
     def sockets(self) -> tuple[socket, ...]:
         """The listening socket, until the server is closed."""
-        return (self._listener,) if self.is_serving() else ()
+        return (self._acceptor.listener,) if self.is_serving() else ()
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that this server runs on."""
@@ -178,20 +288,16 @@ class Server:
 
     def is_serving(self) -> bool:
         """Whether new connections are accepted."""
-        return self._listener.fileno() >= 0
+        return self._acceptor.is_serving
 
     def close(self) -> None:
         """Accept no more; connections there are go on. Calling this twice is fine."""
-        if self.is_serving():
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-        self._closed.set()
+        self._acceptor.stop()
 
     async def wait_closed(self) -> None:
         """Wait until the listener is closed and the handlers of all connections are done."""
-        await self._closed.wait()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        with contextlib.suppress(OSError):  # serve_forever tells it
+            await self._acceptor.wait_stopped()
 
     async def serve_forever(self) -> None:
         """Serve until cancelled or closed.
@@ -200,11 +306,11 @@ class Server:
             OSError: accept failed for good.
         """
         try:
-            await self._closed.wait()
+            await self._acceptor.stopped.wait()
         finally:
             self.close()
-        if self._error is not None:
-            raise self._error
+        if self._acceptor.error is not None:
+            raise self._acceptor.error
 
     async def __aenter__(self) -> Self:
         return self
@@ -217,40 +323,9 @@ class Server:
 
     def run(self, handler: Awaitable[None]) -> None:
         """Run the handler of a connection; :meth:`wait_closed` waits for it."""
-        task = asyncio.ensure_future(handler)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._acceptor.run(handler)
 
-    def _done(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._loop.call_exception_handler(
-                {"message": "the handler of a connection failed", "exception": error, "future": task}
-            )
-
-    def _watch(self) -> None:
-        if self.is_serving():
-            self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS_PER_WAKE_UP):
-            try:
-                sock, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._loop.remove_reader(self._listener.fileno())
-                if error.errno in _EXHAUSTED:  # the connections wait in the backlog
-                    self._loop.call_exception_handler({"message": "accept failed", "exception": error})
-                    self._loop.call_later(EXHAUSTED_SECONDS, self._watch)
-                else:
-                    self._error = error
-                    self.close()
-                return
-            self.run(self._connected(sock))
-
-    async def _connected(self, sock: socket) -> None:
-        sock.setblocking(False)
+    async def _connected(self, sock: socket, _: Address) -> None:
         owned = True
 
         def hand_over() -> asyncio.BaseProtocol:

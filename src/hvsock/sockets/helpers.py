@@ -30,7 +30,7 @@ LONGEST_PAUSE_SECONDS: Final = 0.25
 AddressLike = str | tuple[str, str]
 """``hvsocket://VM/SERVICE`` or the pair (VM, SERVICE); each half a GUID, a word, a port or a name."""
 
-_WORTH_WAITING = {
+WORTH_WAITING: Final = {
     errno.ECONNREFUSED,  # nothing listens yet
     errno.ENETUNREACH,  # no broker yet
     errno.EHOSTUNREACH,  # no such partition yet
@@ -96,7 +96,7 @@ def create_connection(
         except (OSError, NotFoundError, NoFabricError) as error:
             sock.close()
             worth = isinstance(error, (NotFoundError, NoFabricError)) or (
-                isinstance(error, OSError) and error.errno in _WORTH_WAITING
+                isinstance(error, OSError) and error.errno in WORTH_WAITING
             )
             if not (retry and worth and patience.pause()):
                 raise

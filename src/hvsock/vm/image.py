@@ -23,11 +23,12 @@ from . import software, userland
 from .cpio import Entry
 from .debian import Archive, Package, Progress
 from .layers import Layer, Store, images_folder, key_of
+from .wheels import Wheels
 
 if sys.platform != "linux":
     raise ImportError("the guest image is made by apt and dpkg")
 
-_BUILDERS: Final = ("cpio.py", "modules.py", "userland.py", "software.py", "image.py")
+_BUILDERS: Final = ("cpio.py", "modules.py", "userland.py", "software.py", "wheels.py", "image.py")
 """The modules on whose text the contents of layers depend."""
 _KERNEL = ".vmlinuz"
 _Made = tuple[Iterable[Entry], Mapping[str, Any]]
@@ -147,7 +148,7 @@ def _make(store: Store, series: str, renew: bool, progress: Progress) -> Image:
     keys = recipe.keys()
     archive.fetch([*recipe.packages, recipe.kernel])
     with tempfile.TemporaryDirectory(prefix="new-", dir=store.folder) as folder:
-        work = _Work(folder, archive, recipe, store, keys["kernel"])
+        work = _Work(folder, archive, recipe, store, keys["kernel"], Wheels(store.wheels, progress))
         layers = []
         for name, key in keys.items():
             layer = store.find(name, key)
@@ -161,8 +162,11 @@ def _make(store: Store, series: str, renew: bool, progress: Progress) -> Image:
 class _Work:
     """Makes what layers consist of, in a folder for the time being."""
 
-    def __init__(self, folder: str, archive: Archive, recipe: _Recipe, store: Store, kernel_key: str) -> None:
+    def __init__(
+        self, folder: str, archive: Archive, recipe: _Recipe, store: Store, kernel_key: str, wheels: Wheels
+    ) -> None:
         self._folder = folder
+        self._wheels = wheels
         self._archive = archive
         self._recipe = recipe
         self._kernel = store.path("kernel", kernel_key, _KERNEL)
@@ -188,7 +192,8 @@ class _Work:
         return userland.module_entries(root), {"packages": {package.name: package.version}}
 
     def _requirements_layer(self) -> _Made:
-        return self._compiled("requirements", software.copy_requirements), {"python": software.requirements()}
+        entries = self._compiled("requirements", lambda site: software.copy_requirements(site, self._wheels))
+        return entries, {"python": software.requirements()}
 
     def _hvsock_layer(self) -> _Made:
         return self._compiled("hvsock", software.copy_own), {"python": {"hvsock": __version__}}
@@ -217,9 +222,10 @@ def _remembered(store: Store, series: str) -> _Recipe | None:
     """The recipe that was used last; None where there is none, or one of another version."""
     try:
         packages, kernel = store.read(_recipe_file(series))
-        return _Recipe(tuple(Package(*one) for one in packages), Package(*kernel))
+        recipe = _Recipe(tuple(Package(*one) for one in packages), Package(*kernel))
     except (TypeError, ValueError):
         return None
+    return recipe if tuple(one.name for one in recipe.packages) == userland.PACKAGES else None
 
 
 def _recipe_file(series: str) -> str:

@@ -5,6 +5,7 @@
     $HVSOCK_IMAGES/            by default hvsock/images in the user's cache folder
       lock                     held by who makes something
       packages/                Debian's packages as they came
+      wheels/                  Python's packages for the guest, where those that are installed do not run there
       recipe-SERIES.json       which of them the image with a kernel of that series is made of
       layers/NAME-KEY.cpio     an archive, and beside it
       layers/NAME-KEY.json     what it was made of; for a kernel's modules also
@@ -94,6 +95,11 @@ class Store:
     def packages(self) -> str:
         """Where the files of packages are kept."""
         return os.path.join(self.folder, "packages")
+
+    @property
+    def wheels(self) -> str:
+        """Where the files of Python's packages are kept."""
+        return os.path.join(self.folder, "wheels")
 
     @property
     def _layers(self) -> str:

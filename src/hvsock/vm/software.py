@@ -1,4 +1,8 @@
-"""hvsock in the guest: this very package and the pure Python packages that it needs."""
+"""hvsock in the guest: this very package and the Python packages that it needs there.
+
+They are copied from this Python, pure ones as they are. Few have compiled parts that the guest should have: those
+are copied too where they run there, else the wheel of the same version for the guest's Python is fetched.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,39 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Final
 
 from hvsock.errors import StateError
+
+from .wheels import Wheels, fits
 
 if sys.platform != "linux":
     raise ImportError("the guest image is made by apt and dpkg")
 
 SITE: Final = "usr/lib/python3/dist-packages"
 """Where Debian's Python looks for packages."""
+COMPILED: Final = frozenset(("cffi", "cryptography", "protobuf"))
+"""The packages whose compiled parts the guest has; of others, which do without, it has what is pure."""
+NOT_IN_GUEST: Final = frozenset(
+    (
+        *("qemu-qmp", "starlette", "uvicorn"),  # what hosts do
+        *("pygments", "markdown-it-py"),  # rich's, for source code and Markdown, which hvsock does not print
+        "pycparser",  # cffi's, for declarations in C, which are none in what is compiled already
+    )
+)
+"""The packages that nothing needs in the guest; nor what only they need."""
+_PARTS: Final = {"cffi": "_cffi_backend"}
+"""Of these packages, the guest has only what begins so: programs that are compiled already load no more."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_COMPILED: Final = (".so", ".pyd", ".pyc")
+_LIBRARY: Final = ".so"
+_LEFT_OUT: Final = (".pyc", ".pyd", ".pyi", ".pyx", ".pxd", ".c", ".h", ".typed")
+"""Endings of what is made again, and of what compilers and type checkers read."""
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def requirements() -> dict[str, str]:
-    """The versions, by name, of the packages that hvsock needs and those that they need, as this Python has them.
+    """The versions, by name, of the packages that the guest's hvsock needs, as this Python has them.
 
     Raises:
         StateError: one that hvsock itself needs is not installed.
@@ -33,7 +54,7 @@ def requirements() -> dict[str, str]:
 
 
 def _distributions() -> dict[str, importlib.metadata.Distribution]:
-    """The packages that hvsock needs, and those that they need, by name.
+    """The packages that hvsock needs in the guest, and those that they need, by name.
 
     Raises:
         StateError: one that hvsock itself needs is not installed.
@@ -42,7 +63,7 @@ def _distributions() -> dict[str, importlib.metadata.Distribution]:
     todo = [(name, True) for name in _needed_by(importlib.metadata.distribution("hvsock"))]
     while todo:
         name, direct = todo.pop()
-        if name in found:
+        if name in found or name in NOT_IN_GUEST:
             continue
         try:
             found[name] = importlib.metadata.distribution(name)
@@ -59,16 +80,40 @@ def _needed_by(distribution: importlib.metadata.Distribution) -> Iterator[str]:
         requirement, _, marker = text.partition(";")
         name = _NAME.match(requirement.strip())
         if name and "extra" not in marker:
-            yield name[0].lower().replace("_", "-")
+            yield re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
-def copy_requirements(target: str) -> None:
-    """Copy the packages that hvsock needs into the folder `target`, without what is compiled for this machine."""
-    for distribution in _distributions().values():
-        for path in distribution.files or ():
-            outside = path.parts[0] == ".." or path.parts[0].endswith(".dist-info")
-            if not outside and path.suffix not in _COMPILED and "tests" not in path.parts:
-                _copy(str(distribution.locate_file(path)), os.path.join(target, *path.parts))
+def copy_requirements(target: str, wheels: Wheels) -> None:
+    """Put the packages that hvsock needs in the guest into the folder `target`.
+
+    Args:
+        target: the folder; made if it is not there.
+        wheels: has what does not run in the guest as it is here.
+
+    Raises:
+        StateError: a wheel is needed, and cannot be fetched.
+    """
+    for name, distribution in _distributions().items():
+        files = distribution.files or ()
+        tags = re.findall(r"^Tag: (.*)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
+        if files and (name not in COMPILED or fits(tags)):
+            for path in files:
+                if _is_wanted(path, name):
+                    _copy(str(distribution.locate_file(path)), os.path.join(target, path))
+        else:
+            for inside, data in wheels.files(name, distribution.version):
+                if _is_wanted(PurePosixPath(inside), name):
+                    _write(os.path.join(target, inside), data)
+
+
+def _is_wanted(path: PurePosixPath, name: str) -> bool:
+    """Whether the guest has the file `path` of the package `name`."""
+    top = path.parts[0]
+    if path.is_absolute() or ".." in path.parts or top.endswith((".dist-info", ".data")) or "tests" in path.parts:
+        return False
+    if not top.startswith(_PARTS.get(name, "")):
+        return False
+    return path.suffix not in _LEFT_OUT and (path.suffix != _LIBRARY or name in COMPILED)
 
 
 def own_files() -> Iterator[tuple[str, str]]:
@@ -98,3 +143,9 @@ def copy_own(target: str) -> None:
 def _copy(source: str, target: str) -> None:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def _write(target: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target, "wb") as file:
+        file.write(data)

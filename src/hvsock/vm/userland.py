@@ -23,8 +23,9 @@ PYTHON: Final = "python3.11"
 PACKAGES: Final = (
     *("busybox-static", f"{PYTHON}-minimal", f"lib{PYTHON}-minimal", f"lib{PYTHON}-stdlib"),
     *("libc6", "zlib1g", "libexpat1", "libssl3", "libffi8", "libbz2-1.0", "liblzma5", "libsqlite3-0", "libuuid1"),
+    *("libgcc-s1", "libstdc++6", "base-files"),
 )
-"""Busybox, and Python with the libraries that its modules load."""
+"""Busybox, Python with the libraries that its modules and packages load, and the system's names."""
 KERNELS: Final = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 """The packages that need the newest kernel of a series."""
 DEFAULT_KERNEL: Final = "6.12"
@@ -44,6 +45,7 @@ _LIBRARY = f"usr/lib/{PYTHON}"
 _LEFT_OUT: Final = (
     *("usr/share", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/audit", "usr/lib/binfmt.d"),
     *("usr/lib/x86_64-linux-gnu/engines-3", "usr/lib/x86_64-linux-gnu/perl", "etc"),
+    "lib/x86_64-linux-gnu/libmvec",
     *(f"{_LIBRARY}/{name}" for name in ("test", "pydoc_data", "turtle.py", "lib2to3", "idlelib", "unittest/test")),
     *(f"{_LIBRARY}/{name}" for name in ("sitecustomize.py", "EXTERNALLY-MANAGED", "_sysconfigdata")),
     *(f"{_LIBRARY}/lib-dynload/{name}" for name in ("_test", "_xx", "xx", "_ctypes_test", "nis", "ossaudiodev")),

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from hvsock.fabric.reactor import ignore_signals
+
 from .broker import Broker
 from .folder import FabricFolder
 
@@ -66,7 +68,6 @@ def serve(
             broker.reactor.call_from_thread(lambda: broker.stop_gently(grace_seconds))
             notify("STOPPING=1")
 
-    # they stay to the end of the process, so that one more signal does not spoil a clean end
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
@@ -75,6 +76,7 @@ def serve(
         notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
         broker.run()
     finally:
+        ignore_signals()
         broker.close()
 
 

@@ -1,0 +1,47 @@
+"""What the guest half of a predefined service may rely on: the machine that it runs on, and who runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hvsock.errors import RefusedError
+
+from .policy import ALLOW_ALL, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The surroundings of a guest agent.
+
+    Attributes:
+        own_machine: whether the machine is the partition's own, as a VM's is. It is not for a partition that is
+            a folder of this machine: there nobody may set the clock, freeze file systems or switch anything off.
+        state_folder: where a service keeps what has to outlive the agent; it exists, and is the agent's alone.
+        policy: which operations may be called.
+        end: ends the agent, once what it says to its callers is said; for a partition whose machine is another's.
+    """
+
+    own_machine: bool
+    state_folder: str
+    policy: Policy = ALLOW_ALL
+    end: Callable[[], None] = field(default=lambda: None)
+
+    def check_own_machine(self, what: str) -> None:
+        """Refuse an act upon the machine where it is not the partition's own.
+
+        Args:
+            what: the act, like "setting the clock".
+
+        Raises:
+            RefusedError: it is somebody else's machine.
+        """
+        if not self.own_machine:
+            raise RefusedError(
+                f"{what} is refused here: this partition is a folder of a machine that is not its own"
+            )
+
+    def path(self, name: str) -> str:
+        """The path of a service's file or folder in the state folder."""
+        return os.path.join(self.state_folder, name)

@@ -18,7 +18,7 @@ from hvsock.relay.process import LOCK_FILE, runs
 
 assert sys.platform == "linux"
 
-from tests.cli.helpers import PATIENCE, broker, ended, environment, invoke, invoke_json, line_of, started
+from tests.cli.helpers import PATIENCE, PROGRAM, broker, ended, environment, invoke, invoke_json, line_of, started
 from tests.cli.helpers import hvsock as run
 from tests.fabric.peers import wait_until
 from tests.relay.servers import tcp_server, unix_server
@@ -184,7 +184,7 @@ def test_a_guest_makes_a_service_of_its_server(hvsock_fabric: EmbeddedFabric, tm
     other = hvsock_fabric.register("other")
     with unix_server(tmp_path / "s", b"hi") as unix, tcp_server(b"ho") as tcp:
         forwards = (f"a=b={unix}", f"{other.id}={tcp}")
-        with started("run", "--partition", "web01", "--", "hvsock", "forward", *forwards) as process:
+        with started("run", "--partition", "web01", "--", PROGRAM, "forward", *forwards) as process:
             assert line_of(process.stderr).startswith(f"hvsock: forwarding a=b, {other.id} (process ")
             assert greeting_of(service.id, vm="web01") == b"hi"
             assert greeting_of("other", vm="web01") == b"ho"

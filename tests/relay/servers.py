@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+assert sys.platform == "linux"
 
 
 class Server:

@@ -211,18 +211,14 @@ class _Connecting:
         self._forward = forward
         self._connected = connected
         self._failed = failed
+        self._address = forward.address if forward.port is None else (forward.address, forward.port)
         self._sock: _stdlib.socket | None = None
         self._deadline: Timer | None = None
         self._again: Timer | None = None
 
     def start(self) -> None:
         """Begin; either call may come at once."""
-        forward = self._forward
-        if forward.port is None:
-            family, self._address = _stdlib.AF_UNIX, forward.address
-        else:
-            family = _stdlib.AF_INET6 if ":" in forward.address else _stdlib.AF_INET
-            self._address = (forward.address, forward.port)  # type: ignore[assignment]
+        family = _family(self._forward)
         try:
             self._sock = _stdlib.socket(family, _stdlib.SOCK_STREAM | _stdlib.SOCK_NONBLOCK)
             if family != _stdlib.AF_UNIX:
@@ -284,6 +280,12 @@ class _Connecting:
             self._sock.close()
             self._sock = None
         self._failed(self, error)
+
+
+def _family(forward: Forward) -> int:
+    if forward.port is None:
+        return _stdlib.AF_UNIX
+    return _stdlib.AF_INET6 if ":" in forward.address else _stdlib.AF_INET
 
 
 def _is_itself(sock: _stdlib.socket) -> bool:

@@ -25,6 +25,8 @@ from hvsock.relay import relay as relay_module
 from hvsock.relay.following import Binding, Follower, Wanted, wanted
 from hvsock.relay.relay import Relay
 from hvsock.topology.access import Settings
+from hvsock.virtio.packet import Shutdown
+from tests.device.devices import DeviceThread
 from tests.fabric.peers import wait_until
 from tests.relay.servers import tcp_server, unix_server
 
@@ -285,3 +287,36 @@ def test_a_target_that_ends_ends_its_connections_and_no_others(world: World, tmp
         other.sendall(b"unharmed")
         assert other.recv(99) == b"unharmed"
         other.close()
+
+
+def test_the_guest_of_a_device_reaches_it_and_its_reset_is_one_to_the_server(world: World) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        DeviceThread(world.fabric, world.vm) as device,
+        device.guest() as guest,
+    ):
+        world.fabric.registry.register(
+            "web", ServiceId.from_port(2761), forward=Forward("127.0.0.1", listener.getsockname()[1])
+        )
+        world.look()
+        graceful, broken = guest.connect(2761), guest.connect(2761)
+        first, second = listener.accept()[0], listener.accept()[0]
+        with first, second:
+            graceful.send(b"all of it")
+            graceful.shutdown(Shutdown.SEND)
+            broken.send(b"half of it")
+            broken.reset()
+            got = {}
+            for sock in (first, second):
+                data, end = b"", "end"
+                try:
+                    while piece := sock.recv(99):
+                        data += piece
+                except ConnectionResetError:
+                    end = "reset"
+                got[data] = end
+            assert got == {b"all of it": "end", b"half of it": "reset"}
+            first.sendall(b"thanks")
+            second.close()
+            assert graceful.receive() == b"thanks"
+        wait_until(lambda: not len(world.relay))

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock._version": (),
     "hvsock.constants": (),
     "hvsock.errors": (),
+    "hvsock.tied": (),
     "hvsock.addresses": ("hvsock.constants", "hvsock.errors"),
     "hvsock.transport": ("hvsock.errors",),
     "hvsock.topology": BASE,
@@ -44,14 +45,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.virtio"),
+    "hvsock.relay": (
+        *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
+        "hvsock.sockets",
+    ),
     "hvsock.services": (*BASE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
+        "hvsock.tied",
     ),
     "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
-        *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services"),
+        *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
+        "hvsock.relay",
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }

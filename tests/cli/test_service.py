@@ -140,6 +140,7 @@ def test_list_and_its_json(folder: Path) -> None:
         "flags": [],
         "settings": {},
         "per_vm": {},
+        "forward": None,
         "port": None,
         "effective": {"enabled": True, "wildcard_binds": True, "bind": nobody, "connect": nobody},
     }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hvsock.addresses import WELL_KNOWN_VMIDS, ServiceId, VmId
 from hvsock.errors import UsageError
 from hvsock.registry.entries import MAX_PORT_ALIAS, MAX_UNIX_ID, ServiceEntry, check_service_name, name_key
+from hvsock.registry.forwards import Forward
 from hvsock.topology.access import Allowed, Settings
 from tests.support import sample
 
@@ -49,6 +50,9 @@ settings_of_services = st.builds(
     bind=st.none() | allowed,
     connect=st.none() | allowed,
 )
+forwards = st.builds(Forward, st.sampled_from(["/run/web.sock", "/tmp/Grüße 你好/s: 1"]), st.none()) | st.builds(
+    Forward, st.sampled_from(["127.0.0.1", "127.9.8.7", "::1"]), st.integers(1, 65_535)
+)
 entries = st.builds(
     ServiceEntry,
     id=service_ids,
@@ -58,5 +62,6 @@ entries = st.builds(
     changed=times,
     settings=settings_of_services,
     per_vm=st.dictionaries(vm_ids, settings_of_services.filter(lambda one: one != Settings()), max_size=3),
+    forward=st.none() | forwards,
 )
 registries = st.lists(entries, max_size=5, unique_by=(lambda one: one.id, lambda one: name_key(one.name)))

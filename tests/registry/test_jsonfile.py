@@ -14,6 +14,7 @@ from hvsock.errors import UsageError
 from hvsock.registry.entries import MAX_SERVICES, ServiceEntry, inbox_entries
 from hvsock.registry.formats import jsonfile
 from hvsock.registry.formats.jsonfile import dump_json, load_json
+from hvsock.registry.forwards import Forward
 from hvsock.topology.access import Allowed, Settings
 from tests.registry import strategies
 
@@ -37,6 +38,7 @@ def test_the_document_of_one_service() -> None:
         changed=1_769_860_801.0,
         settings=Settings(enabled=False, connect=Allowed(uids=frozenset({1000, 4}), gids=frozenset({7}))),
         per_vm={VmId(VM): Settings(enabled=True, wildcard_binds=False, bind=Allowed(everyone=True))},
+        forward=Forward("127.0.0.1", 80),
     )
     data = dump_json([entry])
     assert "Bücher 服".encode() in data
@@ -59,6 +61,7 @@ def test_the_document_of_one_service() -> None:
                         "bind": {"everyone": True, "uids": [], "gids": []},
                     }
                 },
+                "forward": "tcp:127.0.0.1:80",
             }
         ],
     }

@@ -22,7 +22,8 @@ from hvsock.errors import NotFoundError
 from hvsock.fabric import paths
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.sockets.socket import socket
-from hvsock.vm import children, control, image, qemu
+from hvsock.tied import tied
+from hvsock.vm import control, image, qemu
 from hvsock.vm.guest import DEMO_BYTES, DEMO_OPTION
 from hvsock.vm.qemu import CONSOLE_LOG
 from hvsock.vm.runs import Run
@@ -113,7 +114,7 @@ class VmPart:
         """Start the VM as a child that ends with this process, and wait until its guest is up."""
         command = [sys.executable, "-P", "-m", "hvsock", "vm", "start", VM_NAME, "--foreground"]
         process = subprocess.Popen(
-            children.tied([*command, "--append", DEMO_OPTION]),
+            tied([*command, "--append", DEMO_OPTION]),
             env={**os.environ, paths.FOLDER_VARIABLE: self._fabric.folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

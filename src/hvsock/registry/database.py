@@ -39,8 +39,9 @@ NEW_PREFIX: Final = "registry.db.new-"
 
 APPLICATION_ID: Final = 0x68767372
 """``hvsr`` in the file's header (https://sqlite.org/fileformat.html#application_id)."""
-SCHEMA_VERSION: Final = 1
-"""``user_version`` in the file's header; a file with a higher one is left alone."""
+SCHEMA_VERSION: Final = 2
+"""``user_version`` in the file's header. A file with a higher one is left alone; one with a lower one is read as
+it is, and brought up to this by whoever changes it."""
 
 BUSY_TIMEOUT_MS: Final = 10_000
 """Milliseconds that a reader or a writer waits for others; a commit takes a few."""
@@ -68,6 +69,7 @@ class Database:
     Args:
         folder: where the file is.
         fill: puts tables and first rows into a new file.
+        upgrade: makes a file of this version out of one of an earlier version, which it is given.
         read_only_because: the text with which every change is refused; None to let the file's mode decide.
 
     Raises:
@@ -77,12 +79,18 @@ class Database:
     """
 
     def __init__(
-        self, folder: str, fill: Callable[[sqlite3.Connection], None], read_only_because: str | None = None
+        self,
+        folder: str,
+        fill: Callable[[sqlite3.Connection], None],
+        upgrade: Callable[[sqlite3.Connection, int], None],
+        read_only_because: str | None = None,
     ) -> None:
         self.folder = folder = os.path.abspath(folder)
         self.path = os.path.join(folder, FILE_NAME)
+        self._upgrade = upgrade
         self._open: sqlite3.Connection | None = None
         self._version = 0
+        self._schema = SCHEMA_VERSION
         self._data_version: int | None = None
         longest = len(os.fsencode(os.path.join(os.path.realpath(folder), f"{NEW_PREFIX}12345678{JOURNAL_SUFFIX}")))
         if longest >= MAX_PATH_BYTES:
@@ -125,6 +133,11 @@ class Database:
     def noted_version(self) -> int:
         """The version that the last :meth:`read` saw."""
         return self._version
+
+    @property
+    def is_of_earlier_version(self) -> bool:
+        """Whether the last look found a file that the next :meth:`write` brings up to this version."""
+        return self._schema < SCHEMA_VERSION
 
     def close(self) -> None:
         """Close the file; anything but another close is a ValueError afterwards."""
@@ -193,6 +206,9 @@ class Database:
             _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_TIMEOUT_MS)
             changes = connection.total_changes
             self._check_header(connection)
+            if self.is_of_earlier_version:
+                self._upgrade(connection, self._schema)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             yield connection
             self._version += connection.total_changes != changes
             _patiently(lambda: connection.execute("COMMIT"), BUSY_TIMEOUT_MS)
@@ -234,6 +250,7 @@ class Database:
             raise StateError(
                 f"{self.path} has version {schema}, this hvsock knows {SCHEMA_VERSION}: use a newer hvsock"
             )
+        self._schema = schema
 
     # Creating
 

@@ -17,6 +17,8 @@ from hvsock.constants import INTEGRATION_SERVICES, VSOCK_PORT_MAX
 from hvsock.errors import UsageError
 from hvsock.topology.access import DEFAULTS, Service, Settings
 
+from .forwards import Forward, check_forward
+
 MAX_SERVICE_NAME_CHARACTERS: Final = 255
 """Longest friendly name. The original documents no limit for ElementName; 255 is where the Windows
 registry stops for names of keys, and keeps a name on one line of a table."""
@@ -87,6 +89,7 @@ class ServiceEntry:
         changed: when it was changed last, in seconds since 1970 (UTC).
         settings: its settings for all VMs.
         per_vm: on top of them, the settings for single VMs.
+        forward: where the existing server is that it stands for; None for a service with programs of its own.
     """
 
     id: ServiceId
@@ -97,6 +100,7 @@ class ServiceEntry:
     changed: float = 0.0
     settings: Settings = NO_SETTINGS
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
+    forward: Forward | None = None
 
     @property
     def inbox(self) -> bool:
@@ -296,6 +300,6 @@ def check_entry(entry: ServiceEntry) -> ServiceEntry:
     for vm_id, settings in entry.per_vm.items():
         check_vm_id(vm_id)
         check_settings(settings)
-    return ServiceEntry(
-        service_id, name, entry.port_alias, entry.flags, entry.created, entry.changed, entry.settings, entry.per_vm
-    )
+    if entry.inbox and entry.forward is not None:
+        raise UsageError(f"{quoted(name)} is an in-box service, which has its own programs and takes no forward")
+    return replace(entry, id=service_id, name=name, forward=check_forward(entry.forward))

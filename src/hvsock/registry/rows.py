@@ -13,6 +13,7 @@ from hvsock.errors import DuplicateError, NotFoundError, StateError
 from hvsock.topology.access import Settings
 
 from .entries import FLAGS, INBOX, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
+from .forwards import parse_forward
 from .values import rounded_time, settings_from_value, settings_to_value
 
 _SCHEMA: Final = (
@@ -24,7 +25,8 @@ _SCHEMA: Final = (
         flags TEXT NOT NULL,
         created REAL NOT NULL,
         changed REAL NOT NULL,
-        settings TEXT NOT NULL
+        settings TEXT NOT NULL,
+        forward TEXT
     ) WITHOUT ROWID""",
     """CREATE TABLE vm_settings (
         service_id TEXT NOT NULL,
@@ -34,7 +36,9 @@ _SCHEMA: Final = (
     ) WITHOUT ROWID""",
     "CREATE INDEX vm_settings_of_vm ON vm_settings (vm_id)",
 )
-_SELECT: Final = "SELECT id, name, port_alias, flags, created, changed, settings FROM service"
+_COLUMNS: Final = "id, name, port_alias, flags, created, changed, settings"
+_FORWARD_SINCE: Final = 2
+"""The version of the file from which on it has the column `forward`."""
 _SUGGESTIONS: Final = 3
 _SUGGESTION_CHARACTERS: Final = 64
 """How much of a name counts for what is spelt like it; the comparison is quadratic."""
@@ -47,6 +51,12 @@ def fill(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     for entry in inbox_entries(rounded_time(time.time())):
         insert(connection, entry)
+
+
+def upgrade(connection: sqlite3.Connection, version: int) -> None:
+    """Give a file of an earlier version, which that is, the tables of this one."""
+    if version < _FORWARD_SINCE:
+        connection.execute("ALTER TABLE service ADD COLUMN forward TEXT")
 
 
 def missing_inbox(connection: sqlite3.Connection) -> tuple[list[ServiceEntry], list[str]]:
@@ -82,7 +92,7 @@ def all_entries(connection: sqlite3.Connection) -> list[ServiceEntry]:
     per_vm: dict[str, dict[VmId, Settings]] = {}
     for service_id, vm_id, settings in _rows(connection, "SELECT service_id, vm_id, settings FROM vm_settings"):
         per_vm.setdefault(service_id, {})[_vm_id(vm_id)] = _settings(settings)
-    return [_decoded(row, per_vm.get(row[0], {})) for row in _rows(connection, _SELECT)]
+    return [_decoded(row, per_vm.get(row[0], {})) for row in _rows(connection, _select(connection))]
 
 
 def entry_of(connection: sqlite3.Connection, service_id: str) -> ServiceEntry | None:
@@ -137,8 +147,8 @@ def check_free(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
 def insert(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
     """Add an entry."""
     connection.execute(
-        "INSERT INTO service (id, name, name_key, port_alias, flags, created, changed, settings)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO service (id, name, name_key, port_alias, flags, created, changed, settings, forward)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             str(entry.id),
             entry.name,
@@ -148,6 +158,7 @@ def insert(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
             entry.created,
             entry.changed,
             _encoded(entry.settings),
+            None if entry.forward is None else str(entry.forward),
         ),
     )
     connection.executemany(
@@ -179,6 +190,14 @@ def update_settings(connection: sqlite3.Connection, entry: ServiceEntry, vm_id: 
         )
 
 
+def update_forward(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
+    """Write the forward of `entry`, and when it was changed."""
+    connection.execute(
+        "UPDATE service SET forward = ?, changed = ? WHERE id = ?",
+        (None if entry.forward is None else str(entry.forward), entry.changed, str(entry.id)),
+    )
+
+
 def forget_vm(connection: sqlite3.Connection, vm_id: VmId, changed: float) -> int:
     """Drop the settings for one VM; how many services had some."""
     rows = _rows(connection, "SELECT service_id FROM vm_settings WHERE vm_id = ?", str(vm_id))
@@ -192,8 +211,14 @@ def _rows(connection: sqlite3.Connection, query: str, *values: str | int) -> lis
     return connection.execute(query, values).fetchall()
 
 
+def _select(connection: sqlite3.Connection) -> str:
+    """The query for rows as :func:`_decoded` takes them; a file of an earlier version has no forwards."""
+    ((version,),) = _rows(connection, "PRAGMA user_version")
+    return f"SELECT {_COLUMNS}, {'forward' if version >= _FORWARD_SINCE else 'NULL'} FROM service"
+
+
 def _one(connection: sqlite3.Connection, where: str, value: str | int) -> ServiceEntry | None:
-    found = _rows(connection, f"{_SELECT} WHERE {where}", value)
+    found = _rows(connection, f"{_select(connection)} WHERE {where}", value)
     if not found:
         return None
     (row,) = found
@@ -222,7 +247,7 @@ def _suggestions(connection: sqlite3.Connection, text: str) -> str:
 
 
 def _decoded(row: tuple[Any, ...], per_vm: dict[VmId, Settings]) -> ServiceEntry:
-    service_id, name, port_alias, words, created, changed, settings = row
+    service_id, name, port_alias, words, created, changed, settings, forward = row
     try:
         flags = frozenset(words.split())
         if not flags <= FLAGS:
@@ -236,6 +261,7 @@ def _decoded(row: tuple[Any, ...], per_vm: dict[VmId, Settings]) -> ServiceEntry
             float(changed),
             _settings(settings),
             per_vm,
+            None if forward is None else parse_forward(forward),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise _damaged(service_id, error) from None

@@ -31,6 +31,7 @@ from .entries import (
     check_vm_id,
     name_key,
 )
+from .forwards import Forward, check_forward
 from .values import rounded_time
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Registry:
     def __init__(self, folder: str | os.PathLike[str], *, read_only_because: str | None = None) -> None:
         self._snapshot: _Snapshot | None = None
         self._displaced: tuple[str, ...] = ()
-        self._database = Database(os.fsdecode(folder), rows.fill, read_only_because)
+        self._database = Database(os.fsdecode(folder), rows.fill, rows.upgrade, read_only_because)
         try:
             if self._database.refusal is None:
                 self._complete()
@@ -93,16 +94,16 @@ class Registry:
             raise
 
     def _complete(self) -> None:
-        """Put in the in-box services that are missing; a file that cannot be written stays as it is."""
+        """Make the file one of this version, and complete; one that cannot be written stays as it was."""
         free, displaced = self._database.read(rows.missing_inbox)
-        if free:
+        if free or self._database.is_of_earlier_version:
             try:
                 with self._database.write() as connection:
                     free, displaced = rows.missing_inbox(connection)
                     for entry in free:
                         rows.insert(connection, entry)
             except (RefusedError, StateError) as error:
-                log.warning("in-box services of this version are missing still: %s", error)
+                log.warning("the registry stays that of an earlier version: %s", error)
         self._displaced = tuple(displaced)
 
     def __enter__(self) -> Self:
@@ -198,7 +199,13 @@ class Registry:
     # Changing
 
     def register(
-        self, name: str, id: str | None = None, *, port_alias: int | None = None, now: float | None = None
+        self,
+        name: str,
+        id: str | None = None,
+        *,
+        port_alias: int | None = None,
+        forward: Forward | None = None,
+        now: float | None = None,
     ) -> ServiceEntry:
         """Register a service.
 
@@ -206,13 +213,14 @@ class Registry:
             name: its friendly name: 1 to 255 characters of any script, and nothing that reads as a GUID or a port.
             id: its GUID; None for a fresh one.
             port_alias: the AF_VSOCK port by which Linux guests reach it too, 0 to 0xFFFFFFFE; None for none.
+            forward: where the existing server is that it stands for (:mod:`.forwards`); None for none.
             now: seconds since 1970 (UTC); None for the time of this call.
 
         Returns:
             The new entry.
 
         Raises:
-            UsageError: a bad name, id or port alias, or the registry is full.
+            UsageError: a bad name, id, port alias or forward, or the registry is full.
             DuplicateError: the id, the name or the port is in use.
             RefusedError: the caller may not change the registry, or the id is that of an in-box service.
             StateError: the file cannot be written.
@@ -221,7 +229,9 @@ class Registry:
         name = check_service_name(name)
         check_port_alias(port_alias, service_id)
         moment = _moment(now)
-        entry = ServiceEntry(service_id, name, port_alias, created=moment, changed=moment)
+        entry = ServiceEntry(
+            service_id, name, port_alias, created=moment, changed=moment, forward=check_forward(forward)
+        )
         with self._database.write() as connection:
             there = rows.entry_of(connection, service_id)
             if there is not None and there.inbox:
@@ -316,6 +326,32 @@ class Registry:
                     del per_vm[vm]
                 entry = check_entry(dataclasses.replace(entry, per_vm=per_vm, changed=moment))
             rows.update_settings(connection, entry, vm)
+        return entry
+
+    def set_forward(self, key: str, forward: Forward | None, *, now: float | None = None) -> ServiceEntry:
+        """Say where the existing server is that a service stands for.
+
+        Args:
+            key: what :meth:`find` takes.
+            forward: where (:mod:`.forwards`); None for a service with programs of its own.
+            now: seconds since 1970 (UTC); None for the time of this call.
+
+        Returns:
+            The entry as it is now. If nothing is different, nothing was written.
+
+        Raises:
+            NotFoundError: there is no such service.
+            UsageError: that is no forward, or it is an in-box service.
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written.
+        """
+        moment = _moment(now)
+        with self._database.write() as connection:
+            before = rows.find(connection, key)
+            entry = check_entry(dataclasses.replace(before, forward=forward, changed=moment))
+            if entry.forward == before.forward:
+                return before
+            rows.update_forward(connection, entry)
         return entry
 
     def forget_vm(self, vm_id: str, *, now: float | None = None) -> int:

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from typing import IO, Final
+
+from hvsock.tied import tied
 
 if sys.platform != "linux":
     raise ImportError("VMs need Linux")
 
 END_SECONDS: Final = 3.0
 """How long a child may take to end after SIGTERM, before SIGKILL."""
-
-# prctl(PR_SET_PDEATHSIG, SIGKILL) stays over exec; a parent that is gone by then sends no signal any more
-_TRAMPOLINE = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def tied(command: Sequence[str]) -> list[str]:
-    """`command`, a program's full path and its arguments, so that it ends by SIGKILL when this process does."""
-    return [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
 
 
 async def start(command: Sequence[str], *, output: IO[bytes]) -> asyncio.subprocess.Process:

@@ -18,6 +18,7 @@ _SETTINGS: Final = "hvsock.cli.commands.settings"
 _FILES: Final = "hvsock.cli.commands.files"
 COMMANDS: Final = {
     "register": Entry(f"{_HERE}:register", "Register a service under a friendly name."),
+    "forward": Entry(f"{_HERE}:forward", "Make a service of an existing server, or take that back."),
     "unregister": Entry(f"{_HERE}:unregister", "Take a service out of the registry."),
     "list": Entry(f"{_HERE}:list_", "List the registered services."),
     "show": Entry(f"{_HERE}:show", "Show everything about one service."),
@@ -51,23 +52,38 @@ def key_argument(function: Any) -> Any:
     type=click.IntRange(0, 0xFFFFFFFE),
     help="AF_VSOCK port by which Linux guests reach it too.",
 )
+@click.option(
+    "--forward",
+    "target",
+    metavar="TARGET",
+    help="Make it stand for an existing server: unix:PATH or tcp:127.0.0.1:PORT.",
+)
 @click.option("--clip", is_flag=True, help="Copy the GUID to the clipboard.")
 @json_option
 def register(
-    name: str, guid: str | None, port: int | None, port_alias: int | None, clip: bool, as_json: bool
+    name: str,
+    guid: str | None,
+    port: int | None,
+    port_alias: int | None,
+    target: str | None,
+    clip: bool,
+    as_json: bool,
 ) -> None:
     """Register a service under the friendly name NAME.
 
-    Prints its GUID; on a terminal with a word about it, else alone.
+    Prints its GUID; on a terminal with a word about it, else alone. With --forward, the relay takes its
+    connections and passes them to an existing server: see hvsock forward.
     """
     from hvsock.addresses import ServiceId
+    from hvsock.registry.forwards import parse_forward
 
     if guid is not None and port is not None:
         raise click.UsageError("--id and --port both say which GUID: give one of them")
     if port is not None:
         guid = ServiceId.from_port(port)
+    where = None if target is None else parse_forward(target)
     with open_registry(make=True) as registry:
-        entry = registry.register(name, guid, port_alias=port_alias)
+        entry = registry.register(name, guid, port_alias=port_alias, forward=where)
     if as_json:
         print_json(entry_value(entry))
     elif to_terminal():
@@ -78,6 +94,29 @@ def register(
         from hvsock.cli.clipboard import copy
 
         say(copy(entry.id) or "there is no clipboard here: neither a clipboard program nor a terminal")
+
+
+@click.command()
+@key_argument
+@click.argument("target", required=False)
+@click.option("--none", "nowhere", is_flag=True, help="Instead of TARGET: it has programs of its own again.")
+@json_option
+def forward(key: str, target: str | None, nowhere: bool, as_json: bool) -> None:
+    """Make a service stand for an existing server at TARGET: unix:PATH or tcp:127.0.0.1:PORT.
+
+    New connections go there within a second; those under way stay where they are.
+    """
+    from hvsock.registry.forwards import parse_forward
+
+    if (target is None) is not nowhere:
+        raise click.UsageError("give either a TARGET or --none")
+    where = None if target is None else parse_forward(target)
+    with open_registry() as registry:
+        entry = registry.set_forward(key, where)
+    if as_json:
+        print_json(entry_value(entry))
+    elif to_terminal():
+        click.echo(f"{entry.name} is forwarded to {where}" if where else f"{entry.name} is not forwarded")
 
 
 @click.command()
@@ -108,8 +147,11 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json([entry_value(entry) for entry in entries])
         return
-    columns = (Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE"))
-    print_table(Table(columns, [(one.name, one.id, _port(one.port), _state(one)) for one in entries]))
+    columns = [Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE")]
+    if any(one.forward is not None for one in entries):
+        columns.append(Column("FORWARD", fold=True))
+    rows = [(one.name, one.id, _port(one.port), _state(one), _forward(one))[: len(columns)] for one in entries]
+    print_table(Table(columns, rows))
 
 
 def _list_of_guest(as_json: bool) -> None:
@@ -128,6 +170,10 @@ def _list_of_guest(as_json: bool) -> None:
 
 def _port(port: int | None) -> str:
     return "-" if port is None else str(port)
+
+
+def _forward(entry: Any) -> str:
+    return "-" if entry.forward is None else str(entry.forward)
 
 
 def _state(entry: Any) -> str:
@@ -159,6 +205,7 @@ def print_entry(entry: Any, as_json: bool) -> None:
         ("name", entry.name),
         ("id", entry.id),
         ("port", _port(entry.port) + (" (alias)" if entry.port_alias is not None else "")),
+        ("forward", _forward(entry)),
         ("in-box", "yes" if entry.inbox else "no"),
         ("registered", time_text(entry.created)),
         ("changed", time_text(entry.changed)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from hvsock.cli.names import group_id
 from hvsock.cli.outcome import say
 from hvsock.fabric import paths
 from hvsock.fabric.broker.server import GRACE_SECONDS, serve
+from hvsock.relay.keeper import Keeper
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
@@ -32,14 +34,23 @@ def up(admin_group: str | None, shared: bool, grace: float) -> None:
     """Run the fabric's broker in the foreground, until SIGTERM or SIGINT.
 
     It serves the folder HVSOCK_DIR. Connections and listeners outlive it, and the next one finds them
-    again. It tells systemd when it is ready (Type=notify).
+    again. It runs a relay as its child while any service is forwarded (see hvsock forward). It tells
+    systemd when it is ready (Type=notify).
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="hvsock: %(levelname)s: %(message)s")
     folder = paths.fabric_folder()
-    serve(
-        folder,
-        admin_gid=None if admin_group is None else group_id(admin_group),
-        shared=shared,
-        grace_seconds=grace,
-        on_ready=lambda: say(f"the fabric is up in {folder} (process {os.getpid()})"),
-    )
+    with contextlib.ExitStack() as stack:
+
+        def ready() -> None:
+            say(f"the fabric is up in {folder} (process {os.getpid()})")
+            keeper = Keeper(folder)
+            stack.callback(keeper.stop)
+            keeper.start()
+
+        serve(
+            folder,
+            admin_gid=None if admin_group is None else group_id(admin_group),
+            shared=shared,
+            grace_seconds=grace,
+            on_ready=ready,
+        )

@@ -13,6 +13,7 @@ an array of objects with these members; only the first two must be there::
                 (objects with everyone (true or false), uids, gids (arrays of numbers)),
                 for all VMs; what is null or missing is left open
     per_vm      object of such settings by VmId
+    forward     unix:PATH or tcp:ADDRESS:PORT, or null
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hvsock.registry.entries import (
     check_vm_id,
     quoted,
 )
+from hvsock.registry.forwards import parse_forward
 from hvsock.registry.values import (
     json_type,
     settings_from_value,
@@ -48,7 +50,7 @@ VERSION: Final = 1
 MAX_JSON_BYTES: Final = 64 << 20
 """Longest document that is read: a full registry with a few settings for each service takes a tenth."""
 
-_MEMBERS: Final = ("id", "name", "port_alias", "flags", "created", "changed", "settings", "per_vm")
+_MEMBERS: Final = ("id", "name", "port_alias", "flags", "created", "changed", "settings", "per_vm", "forward")
 
 
 def dump_json(services: Iterable[ServiceEntry]) -> bytes:
@@ -68,6 +70,7 @@ def entry_to_value(entry: ServiceEntry) -> dict[str, Any]:
         "changed": time_to_text(entry.changed),
         "settings": settings_to_value(entry.settings),
         "per_vm": {str(vm_id): settings_to_value(entry.per_vm[vm_id]) for vm_id in sorted(entry.per_vm)},
+        "forward": None if entry.forward is None else str(entry.forward),
     }
 
 
@@ -121,6 +124,7 @@ def _entry(value: Any, where: str, now: float) -> ServiceEntry:
                 if members.get("settings") is None
                 else settings_from_value(members["settings"], "settings"),
                 per_vm=_per_vm(members.get("per_vm")),
+                forward=None if members.get("forward") is None else parse_forward(members["forward"]),
             )
         )
     except UsageError as error:

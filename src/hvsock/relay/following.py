@@ -1,0 +1,169 @@
+"""What the registry wants to be forwarded, to whom, and how the relay's listeners follow it.
+
+This part waits for the broker and for files, so it has a thread of its own and the connections are never held up.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, ServiceId, VmId, describe_vm_id
+from hvsock.errors import HvsockError
+from hvsock.registry.forwards import Forward
+from hvsock.sockets.helpers import create_server
+
+from .relay import Listening
+
+if sys.platform != "linux":
+    raise ImportError("the relay needs Linux: it is built on epoll")
+
+if TYPE_CHECKING:
+    from hvsock.fabric.reactor import Reactor
+    from hvsock.registry import Registry, ServiceEntry
+
+    from .relay import Relay
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 0.4
+"""Pause between two looks at the registry: a change counts within a second, and a look takes some 10 µs."""
+BACKLOG: Final = 128
+"""Connections of one listener that may wait to be accepted."""
+HOST_BINDINGS: Final = (HV_GUID_CHILDREN, HV_GUID_LOOPBACK)
+"""Who reaches a service of the host: its VMs and containers, and local programs."""
+
+
+class Binding(NamedTuple):
+    """Where a listener is bound.
+
+    Attributes:
+        vm_id: whom it is for.
+        service_id: the service.
+    """
+
+    vm_id: VmId
+    service_id: ServiceId
+
+
+class Wanted(NamedTuple):
+    """What is to be forwarded at one binding.
+
+    Attributes:
+        name: the service's name.
+        forward: where.
+    """
+
+    name: str
+    forward: Forward
+
+
+def wanted(entries: Iterable[ServiceEntry]) -> dict[Binding, Wanted]:
+    """Where the host has to listen for the forwards among `entries`.
+
+    A service that is off for all and on for some VMs is listened on for each of these by its VmId, as the broker
+    refuses CHILDREN then; so it is for VMs that may not be served by a wildcard.
+    """
+    found = {}
+    for entry in entries:
+        if entry.forward is None:
+            continue
+        service = entry.service()
+        in_general = service.settings_for(None)
+        vms = [
+            vm_id
+            for vm_id in entry.per_vm
+            if (one := service.settings_for(vm_id)).enabled and not (in_general.enabled and one.wildcard_binds)
+        ]
+        for vm_id in (*(HOST_BINDINGS if in_general.enabled else ()), *vms):
+            found[Binding(vm_id, entry.id)] = Wanted(entry.name, entry.forward)
+    return found
+
+
+class Follower:
+    """Keeps a relay's listeners as the registry wants them.
+
+    What cannot be listened on is tried again at each look; the log says why, once for each reason.
+
+    Args:
+        registry: what is followed; used by the thread alone once that was started.
+        folder: the host partition's folder.
+        reactor: that of the relay.
+        relay: what gets the listeners.
+    """
+
+    def __init__(self, registry: Registry, folder: str, reactor: Reactor, relay: Relay) -> None:
+        self._registry = registry
+        self._folder = folder
+        self._reactor = reactor
+        self._relay = relay
+        self._there: dict[Binding, Listening] = {}
+        self._reasons: dict[Binding, str] = {}
+        self._wanted: Mapping[Binding, Wanted] = {}
+        self._version: int | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hvsock-relay-follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more; waits for a look under way. The listeners stay the relay's."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.look()
+            if self._stop.wait(LOOK_SECONDS):
+                return
+
+    def look(self) -> None:
+        """Look at the registry once, and do what it wants."""
+        try:
+            version = self._registry.version()
+            if version != self._version:
+                self._wanted = wanted(self._registry.entries())
+                self._version = version
+        except HvsockError as error:
+            if self._version is not None:  # else this was said already
+                log.error("the forwards stay as they were: %s", error)
+                self._version = None
+            return
+        for binding in [one for one in self._there if one not in self._wanted]:
+            self._drop(binding)
+        for binding in [one for one in self._reasons if one not in self._wanted]:
+            del self._reasons[binding]
+        for binding, one in self._wanted.items():
+            listening = self._there.get(binding)
+            if listening is None:
+                self._listen(binding, one)
+            elif listening.forward != one.forward or listening.name != one.name:
+                listening.name, listening.forward = one.name, one.forward
+                log.info("%r is forwarded to %s now, for %s", one.name, one.forward, describe_vm_id(binding.vm_id))
+
+    def _listen(self, binding: Binding, one: Wanted) -> None:
+        where = describe_vm_id(binding.vm_id)
+        try:
+            sock = create_server(binding, backlog=BACKLOG, partition=self._folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self._reasons.get(binding) != reason:
+                self._reasons[binding] = reason
+                log.warning("%r is not forwarded for %s: %s", one.name, where, reason)
+            return
+        self._reasons.pop(binding, None)
+        listening = Listening(one.name, sock, one.forward)
+        self._there[binding] = listening
+        self._reactor.call_from_thread(lambda: self._relay.add(listening))
+        log.info("%r is forwarded to %s, for %s", one.name, one.forward, where)
+
+    def _drop(self, binding: Binding) -> None:
+        listening = self._there.pop(binding)
+        self._reactor.call_from_thread(lambda: self._relay.remove(listening))
+        log.info("%r is not forwarded any more, for %s", listening.name, describe_vm_id(binding.vm_id))

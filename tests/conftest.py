@@ -40,6 +40,7 @@ VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
+@pytest.hookimpl(tryfirst=True)  # ahead of what reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Has VMs run one after the other, where tests run in several processes: each wants a processor.
 

@@ -40,17 +40,12 @@ VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
-@pytest.hookimpl(tryfirst=True)  # ahead of what reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has VMs run one after the other, where tests run in several processes: each wants a processor.
-
-    A guest without one to itself takes many times as long, so these tests have more time, too.
-    """
+    """Gives tests with VMs more time: a guest without a processor to itself takes many times as long."""
     for item in items:
-        if any(item.path.is_relative_to(one) for one in WITH_VMS):
-            item.add_marker(pytest.mark.xdist_group("vm"))
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
+        has_vms = any(item.path.is_relative_to(one) for one in WITH_VMS)
+        if has_vms and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
 
 
 @pytest.fixture(autouse=True)

@@ -35,9 +35,8 @@ qemu:
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
-# In two processes, of which one has the VMs.
 test: setup qemu
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 # The fuzzer that is guided by coverage; without it, the others still run.
 soak: setup qemu

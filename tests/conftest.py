@@ -36,13 +36,16 @@ if sys.platform != "linux":
 HERE = Path(__file__).parent
 WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
 """Where the tests are that boot VMs, or make the image for them."""
+VM_TIMEOUT_SECONDS = 180
+"""Of one of them that names no time-out of its own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has VMs run one after the other, where tests run in several processes: each wants a processor."""
+    """Gives tests with VMs more time: a guest without a processor to itself takes many times as long."""
     for item in items:
-        if any(item.path.is_relative_to(one) for one in WITH_VMS):
-            item.add_marker(pytest.mark.xdist_group("vm"))
+        has_vms = any(item.path.is_relative_to(one) for one in WITH_VMS)
+        if has_vms and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
 
 
 @pytest.fixture(autouse=True)

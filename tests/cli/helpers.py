@@ -56,11 +56,15 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def hvsock(
-    *arguments: str, input: bytes = b"", code: int = 0, env: Mapping[str, str] | None = None
+    *arguments: str,
+    input: bytes = b"",
+    code: int = 0,
+    env: Mapping[str, str] | None = None,
+    seconds: float = PATIENCE,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the installed program to its end; its exit code must be `code`."""
     done = subprocess.run(
-        [PROGRAM, *arguments], input=input, capture_output=True, timeout=PATIENCE, env=env, check=False
+        [PROGRAM, *arguments], input=input, capture_output=True, timeout=seconds, env=env, check=False
     )
     assert done.returncode == code, (done.returncode, done.stdout[:1000], done.stderr)
     return done

@@ -19,7 +19,7 @@ from hvsock.vm import control
 from hvsock.vm.image import Image
 from hvsock.vm.runs import Run, State, all_runs
 from tests.cli.helpers import ended, hvsock, invoke, invoke_json, started
-from tests.vm.support import guest_image, needs_qemu, wait_for_line, wait_until
+from tests.vm.support import PATIENCE, guest_image, needs_qemu, wait_for_line, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,8 @@ def test_no_fabric(tmp_path: Path) -> None:
 @needs_qemu
 def test_from_start_to_rm(hvsock_fabric: EmbeddedFabric, guest: Image) -> None:
     command = "echo hello from $(hostname); cat"
-    done = hvsock("vm", "start", "web01", "--accel", "auto", "--group", "g", "--run", command, "--wait", "--json")
+    words = ("--accel", "auto", "--group", "g", "--run", command, "--wait", "--json")
+    done = hvsock("vm", "start", "web01", *words, seconds=PATIENCE)
     found = json.loads(done.stdout)
     if found["accelerator"] == "tcg":
         assert done.stderr.count(b"no KVM") == 1
@@ -114,7 +115,7 @@ def test_from_start_to_rm(hvsock_fabric: EmbeddedFabric, guest: Image) -> None:
     assert invoke("vm", "list").stdout.splitlines()[1].split()[3] == "paused"
     assert invoke_json("vm", "resume", "web01")["state"] == "running"
     wait_for_line(Run(hvsock_fabric.folder, "web01"), "hello from web01")
-    typed = hvsock("vm", "console", "web01", input=b"echo $((6 * 7))\n")
+    typed = hvsock("vm", "console", "web01", input=b"echo $((6 * 7))\n", seconds=PATIENCE)
     assert b"42" in typed.stdout
     assert invoke_json("vm", "stop", "web01")["reason"] == "stopped"
     (listed,) = invoke_json("vm", "list")

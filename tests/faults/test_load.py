@@ -107,6 +107,8 @@ def test_no_byte_is_lost_or_doubled(tmp_path: Path, record_property: Callable[[s
             for guest in guests
         ]
         while connectors:
+            if kills % 2:  # so some are killed while they start, and some while they serve, on any machine
+                broker.wait_until_up()
             time.sleep(chance.uniform(0.02, 0.4))
             broker.kill()
             kills += 1

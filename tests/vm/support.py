@@ -23,8 +23,8 @@ from hvsock.vm.image import Image
 from hvsock.vm.qemu import Hardware
 from hvsock.vm.runs import Run, Settings
 
-PATIENCE: Final = 45.0
-"""Seconds that anything may take here; an emulated guest is up in six."""
+PATIENCE: Final = 120.0
+"""Seconds that anything may take here; an emulated guest is up in six where it has a processor to itself."""
 
 needs_qemu = pytest.mark.skipif(
     shutil.which(qemu.PROGRAM) is None, reason=f"QEMU is not installed; as root: {qemu.INSTALL}"

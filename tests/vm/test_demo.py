@@ -11,14 +11,14 @@ assert sys.platform == "linux"
 
 from hvsock.vm.guest import DEMO_BYTES
 from tests.cli.helpers import hvsock
-from tests.vm.support import guest_image, needs_qemu
+from tests.vm.support import PATIENCE, guest_image, needs_qemu
 
 
 @needs_qemu
 @pytest.mark.timeout(180)
 def test_a_guest_and_its_host_echo_to_each_other() -> None:
     guest_image()
-    value = json.loads(hvsock("demo", "--json", "--mib", "1").stdout)
+    value = json.loads(hvsock("demo", "--json", "--mib", "1", seconds=PATIENCE).stdout)
     assert value["ok"] is True
     assert value["transport"] == value["vm"]["transport"] == "virtio-vsock"
     assert value["skipped"] == []

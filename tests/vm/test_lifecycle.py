@@ -18,6 +18,7 @@ from hvsock.vm import control, launch
 from hvsock.vm.qemu import Hardware
 from hvsock.vm.runs import Run, State
 from tests.vm.support import (
+    PATIENCE,
     console_log,
     default_guest,
     guest_image,
@@ -75,7 +76,7 @@ def test_a_paused_guest_is_stopped_too(run: Run) -> None:
 def test_sigterm_stops_the_guest_politely(run: Run) -> None:
     made = guest_image("6.12")
     with started(run, default_guest("web01", made), made=made):
-        control.ask(run, "wait", seconds=45)
+        control.ask(run, "wait", seconds=PATIENCE)
         os.kill(run.record().pid, signal.SIGTERM)
         run.wait_for_end()
     assert run.record().reason == "stopped"

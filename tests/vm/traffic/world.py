@@ -32,7 +32,7 @@ from tests.cli.helpers import hvsock as command
 from tests.faults.processes import BrokerProcess
 from tests.vm.guest_scripts import agent, traffic
 from tests.vm.guest_scripts.traffic import WAIT_SECONDS
-from tests.vm.support import guest_image, is_alive, wait_until
+from tests.vm.support import PATIENCE, guest_image, is_alive, wait_until
 
 SCRIPTS: Final = Path(__file__).parent.parent / "guest_scripts"
 ANSWER_SECONDS: Final = 2 * WAIT_SECONDS
@@ -174,7 +174,7 @@ class Guest:
         words += ["--group", self.kind.group] if self.kind.group else []
         words += ["--overlay", str(self._world.overlay)]
         words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
-        done = command("vm", "start", self.name, *words, env=self._world.environment)
+        done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)
         found = json.loads(done.stdout)
         self.vm_id, self.cid = VmId(found["vm_id"]), found["cid"]
         assert self.ask("facts")["cpus"] == self.kind.cpus

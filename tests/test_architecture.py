@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock._version": (),
     "hvsock.constants": (),
     "hvsock.errors": (),
+    "hvsock.notify": (),
     "hvsock.tied": (),
     "hvsock.addresses": ("hvsock.constants", "hvsock.errors"),
     "hvsock.transport": ("hvsock.errors",),
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.reactor": (),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
-    "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor"),
+    "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
@@ -49,7 +50,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         "hvsock.sockets",
     ),
-    "hvsock.services": (*BASE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
+    "hvsock.services": (
+        *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
+    ),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
         "hvsock.tied",
@@ -58,6 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
+        "hvsock.notify",
         "hvsock.relay",
     ),
     "hvsock.__main__": ("hvsock.cli",),

@@ -26,7 +26,7 @@ class Surroundings:
     own_machine: bool
     state_folder: str
     policy: Policy = ALLOW_ALL
-    end: Callable[[], None] = field(default=lambda: None)
+    end: Callable[[], object] = field(default=lambda: None)
 
     def check_own_machine(self, what: str) -> None:
         """Refuse an act upon the machine where it is not the partition's own.

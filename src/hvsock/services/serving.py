@@ -108,6 +108,11 @@ class Serving:
         self._acceptor = Acceptor(listener, self._serve)
 
     @property
+    def is_serving(self) -> bool:
+        """Whether connections are taken."""
+        return self._acceptor.is_serving
+
+    @property
     def connections(self) -> int:
         """How many connections there are."""
         return self._connections.total()

@@ -7,13 +7,13 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 from hvsock.fabric.reactor import ignore_signals
+from hvsock.notify import notify
 
 from .broker import Broker
 from .folder import FabricFolder
@@ -86,14 +86,3 @@ def raise_descriptor_limit() -> None:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def notify(state: str) -> None:
-    """Send `state` to systemd; nothing where it did not start this process."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(state.encode(errors="replace"), address)

@@ -1,0 +1,158 @@
+"""`hvsock integration`: which integration services a VM may have, and which it has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from hvsock.addresses import ServiceId, VmId
+from hvsock.cli.lazy import Entry, LazyGroup
+from hvsock.cli.names import complete_partitions, open_registry, vm_id_of
+from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
+from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
+from hvsock.errors import HvsockError, NotFoundError
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux")
+
+_HERE: Final = "hvsock.cli.commands.integration"
+COMMANDS: Final = {
+    "list": Entry(f"{_HERE}:list_", "List the integration services of VMs, and what they do."),
+    "enable": Entry(f"{_HERE}:enable", "Let a VM have an integration service."),
+    "disable": Entry(f"{_HERE}:disable", "Take an integration service from a VM."),
+}
+ANSWER_SECONDS: Final = 5.0
+"""How long an agent may take to say what it serves; it takes milliseconds, and a second in an emulated guest."""
+
+
+@click.group(cls=LazyGroup, table=COMMANDS)
+def integration() -> None:
+    """Integration services: what Get-, Enable- and Disable-VMIntegrationService are on Windows.
+
+    Enabled is the host's policy for each VM; the status is what was observed. A service runs where both the host
+    has it enabled and the guest's agent serves it.
+    """
+
+
+@click.command("list")
+@click.argument("vms", metavar="VM...", nargs=-1, required=True, shell_complete=complete_partitions)
+@json_option
+def list_(vms: tuple[str, ...], as_json: bool) -> None:
+    """List the integration services of VMs."""
+    rows = [row for found in asyncio.run(_all([(vm, vm_id_of(vm)) for vm in vms])) for row in found]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("VM", "NAME", "ENABLED", "PRIMARY STATUS", "SECONDARY STATUS")
+    table = Table(
+        tuple(Column(one, fold=one in ("VM", "SECONDARY STATUS")) for one in columns),
+        [
+            (
+                one["vm"],
+                one["name"],
+                "yes" if one["enabled"] else "no",
+                one["primary_status"] or "-",
+                one["secondary_status"] or "-",
+            )
+            for one in rows
+        ],
+    )
+    print_table(table)
+
+
+async def _all(vms: list[tuple[str, VmId]]) -> list[list[dict[str, Any]]]:
+    return await asyncio.gather(*(_services_of(name, vm_id) for name, vm_id in vms))
+
+
+async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
+    """The rows of one VM."""
+    from hvsock.services.agent import GuestAgent, Question, Running
+    from hvsock.services.connecting import connect
+
+    reports: dict[str, Any] = {}
+    contact = ""
+    try:
+        async with connect(GuestAgent, vm_id, timeout=ANSWER_SECONDS) as agent:
+            report = await agent.report(Question(), timeout=ANSWER_SECONDS)
+        reports = {one.name: one for one in report.services}
+    except (OSError, HvsockError) as error:
+        contact = _why(error)
+    rows = []
+    with open_registry() as registry:
+        for service in INTEGRATION_SERVICES:
+            service_id = ServiceId.from_port(service.port)
+            entry = registry.get(service_id)
+            enabled = entry is not None and bool(entry.service().settings_for(vm_id).enabled)
+            primary = secondary = ""
+            found = reports.get(service.name)
+            if enabled and found is None:
+                primary, secondary = "No Contact", contact or "the guest's agent does not know it"
+            elif enabled and found is not None:
+                primary = "OK" if found.state == Running.RUNNING else "No Contact"
+                secondary = "" if primary == "OK" else (found.reason or found.state)
+            rows.append(
+                {
+                    "vm": name,
+                    "name": service.name,
+                    "id": service_id,
+                    "enabled": enabled,
+                    "primary_status": primary,
+                    "secondary_status": secondary,
+                }
+            )
+    return rows
+
+
+def _why(error: OSError | HvsockError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "no agent answers; run it there: hvsock agent"
+    # asyncio's own text names the address alone
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+
+
+@click.command()
+@click.argument("vm", shell_complete=complete_partitions)
+@click.argument("name")
+@json_option
+def enable(vm: str, name: str, as_json: bool) -> None:
+    """Let VM have the integration service NAME; its agent serves it within a second."""
+    _set(vm, name, True, as_json)
+
+
+@click.command()
+@click.argument("vm", shell_complete=complete_partitions)
+@click.argument("name")
+@json_option
+def disable(vm: str, name: str, as_json: bool) -> None:
+    """Take the integration service NAME from VM, with the connections that it has."""
+    _set(vm, name, False, as_json)
+
+
+def _set(vm: str, name: str, enabled: bool, as_json: bool) -> None:
+    service = _find(name)
+    service_id = ServiceId.from_port(service.port)
+    vm_id = vm_id_of(vm)
+    with open_registry() as registry:
+        registry.set_enabled(service_id, enabled, vm_id)
+    if as_json:
+        print_json({"vm": vm, "name": service.name, "id": service_id, "enabled": enabled})
+    elif to_terminal():
+        click.echo(f"{service.name} is {'enabled' if enabled else 'disabled'} for {vm}")
+
+
+def _find(name: str) -> IntegrationService:
+    """The integration service that `name`, a friendly name, a port or a GUID, means.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    wanted = name.casefold()
+    for service in INTEGRATION_SERVICES:
+        if wanted in (service.name.casefold(), str(service.port), str(ServiceId.from_port(service.port))):
+            return service
+    known = ", ".join(repr(one.name) for one in INTEGRATION_SERVICES)
+    raise NotFoundError(f"there is no integration service {name!r}; there are {known}")

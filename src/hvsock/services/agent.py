@@ -1,0 +1,239 @@
+"""The guest agent: one process that serves the guest half of every integration service that the host has enabled.
+
+It asks the broker once a second which services are enabled for its partition, begins to serve those that came, and
+ends those that went, with their connections. So what the host says counts within a second, also between two
+local processes, where nobody but the two has the connection. A broker that does not answer changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from hvsock._version import __version__
+from hvsock.addresses import HV_GUID_PARENT, ServiceId
+from hvsock.constants import GUEST_AGENT
+from hvsock.errors import HvsockError, NotReadyError, UsageError
+from hvsock.fabric import client
+
+from .agenthood import Surroundings
+from .caller import Caller
+from .predefined import GUEST_HALVES
+from .service import Service, call
+from .serving import RawService, Serving, open_serving
+from .types import Limit, UInt32
+
+if sys.platform != "linux":
+    raise ImportError("the agent runs in Linux guests")
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+"""Pause between two looks at what the host has enabled; a look takes a millisecond."""
+MAX_STATUS_SERVICES: Final = 256
+"""Most services that an agent reports: there are eight, and somebody's own."""
+
+
+class Running(StrEnum):
+    """What an agent says of a service."""
+
+    RUNNING = "running"
+    """It is served."""
+    OFF_BY_HOST = "off by host"
+    """The host has disabled it for this partition."""
+    OFF_BY_GUEST = "off by guest"
+    """The guest's own configuration has it off."""
+    FAILED = "failed"
+    """It cannot be served; the agent tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Asks an agent for its report."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReport:
+    """What an agent says of one service.
+
+    Attributes:
+        name: its friendly name.
+        id: its ServiceId.
+        state: one of :class:`Running`.
+        reason: why it failed; empty else.
+        connections: how many it has.
+    """
+
+    name: str
+    id: str
+    state: str
+    reason: str = ""
+    connections: UInt32 = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an agent says of itself.
+
+    Attributes:
+        version: hvsock's.
+        pid: its process, as the guest counts.
+        own_machine: whether the machine is the partition's own.
+        services: what it could serve, by name.
+    """
+
+    version: str
+    pid: UInt32
+    own_machine: bool
+    services: Annotated[list[ServiceReport], Limit(MAX_STATUS_SERVICES)] = field(default_factory=list)
+
+
+class GuestAgent(Service, name=GUEST_AGENT.name, port=GUEST_AGENT.port, short="agent"):
+    """The agent as a service of its own.
+
+    Args:
+        agent: the agent.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    @call(idempotent=True)
+    async def report(self, caller: Caller, question: Question) -> Report:
+        """What it serves."""
+        return self._agent.report()
+
+    async def ready(self) -> None:
+        """Once everything that is enabled was begun."""
+        await self._agent.wait_ready()
+
+
+class Agent:
+    """The services of one partition.
+
+    Args:
+        surroundings: what they may rely on.
+        partition: the partition's folder; None for that of the process.
+        off: names of services that this side has off.
+        halves: the guest halves, as "module:class" by name.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        partition: str | None = None,
+        *,
+        off: Collection[str] = (),
+        halves: Mapping[str, str] = GUEST_HALVES,
+    ) -> None:
+        self._surroundings = surroundings
+        self._partition = partition
+        self._off = frozenset(off)
+        self._halves = halves
+        self._ids: dict[str, ServiceId] = {}
+        self._serving: dict[str, Serving] = {}
+        self._states = dict.fromkeys(halves, (Running.OFF_BY_HOST, ""))
+        self._ready = asyncio.Event()
+        if unknown := self._off - set(halves):
+            raise UsageError(f"there is no service {min(unknown)!r}; there are: {', '.join(sorted(halves))}")
+
+    async def run(self, folder: str) -> None:
+        """Serve until cancelled.
+
+        Args:
+            folder: the partition's folder, whose broker is asked.
+        """
+        try:
+            while True:
+                with contextlib.suppress(HvsockError, OSError):  # as long as no broker answers, all stays as it is
+                    await self._follow(await asyncio.to_thread(client.call, folder, "services"))
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for serving in self._serving.values():
+                await serving.close()
+
+    async def wait_ready(self) -> None:
+        """Wait until everything that is enabled was begun."""
+        await self._ready.wait()
+
+    def report(self) -> Report:
+        """What is served."""
+        services = [
+            ServiceReport(
+                name,
+                self._ids.get(name, ""),
+                state,
+                reason,
+                self._serving[name].connections if name in self._serving else 0,
+            )
+            for name, (state, reason) in sorted(self._states.items())
+        ]
+        return Report(__version__, os.getpid(), self._surroundings.own_machine, services)
+
+    async def _follow(self, enabled: Iterable[dict[str, Any]]) -> None:
+        """Serve what is enabled, and nothing else."""
+        self._ids = {one["name"]: ServiceId(one["id"]) for one in enabled if one["name"] in self._halves}
+        for name in self._halves:
+            serving = self._serving.get(name)
+            wanted = name in self._ids and name not in self._off
+            if serving is not None and not (wanted and serving.is_serving):
+                await self._serving.pop(name).close()
+                log.info("%s is not served any more", name)
+            if not wanted:
+                self._states[name] = (Running.OFF_BY_GUEST if name in self._off else Running.OFF_BY_HOST, "")
+            elif name not in self._serving:
+                await self._begin(name)
+        self._ready.set()
+
+    async def _begin(self, name: str) -> None:
+        before = self._states[name]
+        try:
+            service = await asyncio.to_thread(self._made, name)
+            self._serving[name] = await open_serving(
+                service, HV_GUID_PARENT, self._partition, self._surroundings.policy
+            )
+        except (OSError, HvsockError) as error:
+            self._states[name] = (Running.FAILED, str(error))
+            if before != self._states[name]:
+                log.warning("%s cannot be served: %s", name, error)
+            return
+        self._states[name] = (Running.RUNNING, "")
+        log.info("%s is served", name)
+
+    def _made(self, name: str) -> Service | RawService:
+        module, _, attribute = self._halves[name].partition(":")
+        kind = getattr(importlib.import_module(module), attribute)
+        made: Service | RawService = kind(self if kind is GuestAgent else self._surroundings)
+        return made
+
+
+@contextlib.asynccontextmanager
+async def running(agent: Agent, folder: str) -> AsyncIterator[Agent]:
+    """An agent that runs for as long as the context lasts, in this process; it is ready within.
+
+    Args:
+        agent: the agent.
+        folder: the partition's folder.
+
+    Raises:
+        NotReadyError: no broker answered.
+    """
+    task = asyncio.create_task(agent.run(folder))
+    try:
+        try:
+            async with asyncio.timeout(client.REPLY_SECONDS):
+                await agent.wait_ready()
+        except TimeoutError:
+            raise NotReadyError(f"no broker answers in {folder}; start one with: hvsock up") from None
+        yield agent
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -24,7 +24,7 @@ if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 SILENT_SECONDS: Final = 10.0
-"""A connection on which a beat waits so long for its answer is dropped, and another made: a guest that was restored
+"""A connection on which a beat waits so long for its answer is dropped, and another made: a restored guest
 may not know it any more. That of a VM that was paused for less is kept."""
 CONNECT_SECONDS: Final = 4.0
 """How long a guest may take to connect and to negotiate, before the next try."""

@@ -30,17 +30,18 @@ def proto_text(file: FileDescriptorProto, title: str) -> str:
         title: the first line, a comment.
     """
     parts = [f'syntax = "{file.syntax}";', f"package {file.package};"]
-    parts += ["\n".join(_service(one, file.package)) for one in file.service]
+    parts += ["\n".join(_service(one)) for one in file.service]
     parts += ["\n".join(_message(one, file.package)) for one in file.message_type]
     parts += ["\n".join(_enum(one)) for one in file.enum_type]
     return f"// {title}\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _service(service: ServiceDescriptorProto, package: str) -> Iterator[str]:
+def _service(service: ServiceDescriptorProto) -> Iterator[str]:
+    # names in full, since within a service an operation hides a message of the same name
     yield f"service {service.name} {{"
     for method in service.method:
-        question = ("stream " if method.client_streaming else "") + _short(method.input_type, package)
-        answer = ("stream " if method.server_streaming else "") + _short(method.output_type, package)
+        question = ("stream " if method.client_streaming else "") + method.input_type
+        answer = ("stream " if method.server_streaming else "") + method.output_type
         yield f"{_INDENT}rpc {method.name}({question}) returns ({answer});"
     yield "}"
 

@@ -1,4 +1,4 @@
-module heartbeat
+module hvsock.test/heartbeat
 
 go 1.26.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -45,3 +46,18 @@ class Surroundings:
     def path(self, name: str) -> str:
         """The path of a service's file or folder in the state folder."""
         return os.path.join(self.state_folder, name)
+
+
+def default_state_folder(own_machine: bool, partition: str) -> str:
+    """Where an agent keeps what outlives it, unless told otherwise; each local partition has its own.
+
+    Args:
+        own_machine: whether the machine is the partition's own.
+        partition: the partition's folder.
+    """
+    import platformdirs
+
+    if own_machine and sys.platform != "win32" and os.geteuid() == 0:
+        return "/var/lib/hvsock"
+    base = platformdirs.user_state_path("hvsock")
+    return str(base if own_machine else base / "partitions" / os.path.basename(partition))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from hvsock.constants import GUEST_AGENT
+from hvsock.constants import GUEST_AGENT, HEARTBEAT, TIME_SYNCHRONIZATION
 
 _HERE: Final = "hvsock.services.predefined"
 
 GUEST_HALVES: Final = {
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
+    HEARTBEAT.name: f"{_HERE}.heartbeat.protocol:Heartbeat",
+    TIME_SYNCHRONIZATION.name: f"{_HERE}.timesync.protocol:TimeSynchronization",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

@@ -19,7 +19,7 @@ from hvsock.errors import NotFoundError, UsageError
 from hvsock.fabric import paths
 from hvsock.notify import notify
 from hvsock.services.agent import Agent
-from hvsock.services.agenthood import Surroundings
+from hvsock.services.agenthood import Surroundings, state_folder
 from hvsock.services.policy import Policy
 from hvsock.transport import Transport
 
@@ -61,7 +61,7 @@ def agent(
     settings = _settings(config)
     policy = Policy.of((*settings.get("allow", ()), *allow) or None, (*settings.get("deny", ()), *deny))
     folder = paths.partition_folder()
-    chosen = state or os.environ.get("STATE_DIRECTORY") or _state_folder(own_machine, folder)
+    chosen = state or os.environ.get("STATE_DIRECTORY") or state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
     asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
 
@@ -113,13 +113,3 @@ def _settings(path: str | None) -> dict[str, Any]:
         ):
             raise UsageError(f"{path}: {name} is not one of allow, deny and off with a list of texts")
     return found
-
-
-def _state_folder(own_machine: bool, folder: str) -> str:
-    """Where services keep what outlives the agent; each local partition has its own."""
-    import platformdirs
-
-    if own_machine and os.geteuid() == 0:
-        return "/var/lib/hvsock"
-    base = platformdirs.user_state_path("hvsock")
-    return str(base if own_machine else base / "partitions" / os.path.basename(folder))

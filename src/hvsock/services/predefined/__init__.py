@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from hvsock.constants import GUEST_AGENT, HEARTBEAT, TIME_SYNCHRONIZATION
+from hvsock.constants import GUEST_AGENT, HEARTBEAT, KEY_VALUE_PAIR_EXCHANGE, TIME_SYNCHRONIZATION
 
 _HERE: Final = "hvsock.services.predefined"
 
 GUEST_HALVES: Final = {
+    KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
     HEARTBEAT.name: f"{_HERE}.heartbeat.protocol:Heartbeat",
     TIME_SYNCHRONIZATION.name: f"{_HERE}.timesync.protocol:TimeSynchronization",

@@ -20,7 +20,7 @@ GUEST_HALVES: Final = {
     TIME_SYNCHRONIZATION.name: f"{_HERE}.timesync.protocol:TimeSynchronization",
     KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
     VSS.name: f"{_HERE}.vss.guest:GuestVss",
-    GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestFileCopy",
+    GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
+    "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),
+    "timesync": Entry(f"{_IN}.timesync:timesync", "Measure and set a VM's clock."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

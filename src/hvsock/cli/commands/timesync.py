@@ -10,6 +10,7 @@ import click
 from hvsock.cli.names import complete_partitions, vm_id_of
 from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import json_option, print_json
+from hvsock.services.connecting import CONNECT_SECONDS
 from hvsock.services.predefined.timesync.arithmetic import milliseconds
 from hvsock.services.predefined.timesync.host import synchronize
 from hvsock.services.predefined.timesync.protocol import Act, Kind
@@ -35,8 +36,8 @@ def timesync(vm: str, set_it: bool, slew: bool, wait: float | None, as_json: boo
         raise click.UsageError("--set and --slew exclude each other")
     kind = Kind.SYNC if set_it else Kind.SAMPLE if slew else Kind.PROBE
     vm_id = str(vm_id_of(vm))
-    patience = {} if wait is None else {"connect_timeout": wait}
-    found = asyncio.run(synchronize(vm_id, kind, wait=wait is not None, **patience))
+    patience = CONNECT_SECONDS if wait is None else wait
+    found = asyncio.run(synchronize(vm_id, kind, wait=wait is not None, connect_timeout=patience))
     if as_json:
         print_json(
             {

@@ -81,6 +81,24 @@ def test_it_recovers_when_the_guest_is_served_again(tmp_path: Path) -> None:
         asyncio.run(run(made, made.create_partition("web01").folder))
 
 
+def test_it_goes_on_through_the_broker_and_begins_again_after_it(tmp_path: Path) -> None:
+    async def run(made: EmbeddedFabric, folder: str) -> None:
+        async with Monitor(["web01"], partition=made.host.folder, period=FAST) as monitor:
+            async with serve(Heartbeat(surroundings(tmp_path)), bind="parent", partition=folder):
+                await become(monitor, is_(Status.OK))
+                await asyncio.to_thread(made.restart)
+                before = monitor.health("web01")
+                assert before.answered is not None
+                await become(monitor, lambda one: one.answered is not None and not one.reason)
+                assert monitor.connections("web01") == 1
+            async with serve(Heartbeat(surroundings(tmp_path)), bind="parent", partition=folder):
+                await monitor.wait(lambda: monitor.connections("web01") > 1)
+                await become(monitor, lambda one: one.primary is Status.OK and not one.reason)
+
+    with fabric() as made:
+        asyncio.run(run(made, made.create_partition("web01").folder))
+
+
 def test_an_older_guest_is_degraded(tmp_path: Path) -> None:
     class Newer(Heartbeat, name=HEARTBEAT.name, port=HEARTBEAT.port, short="heartbeat", versions=(1, 2, 3)):
         """A host that speaks more; its name on the wire is the guest's."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 assert sys.platform == "linux"
 
 from hvsock.constants import TIME_SYNCHRONIZATION
-from hvsock.errors import HvsockError, ProtocolError, RefusedError
+from hvsock.errors import HvsockError, LostError, ProtocolError, RefusedError
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import MYSELF, Caller
 from hvsock.services.predefined.timesync.arithmetic import (
@@ -250,7 +250,7 @@ class Lying(TimeSynchronization):
         (lambda one: [Stamp(one.sequence, 1, 1)] * 3, ProtocolError, "which nobody asked for"),
         (lambda one: [Stamp(one.sequence, 2**63 - 1, 1)], ProtocolError, "which no clock shows"),
         (lambda one: [Stamp(one.sequence, 1, 1, Act.SET)], ProtocolError, "only asked for its time"),
-        (lambda one: [Stamp(one.sequence, 1, 1)], ProtocolError, "was not ended"),
+        (lambda one: [Stamp(one.sequence, 1, 1)], LostError, "ended"),
     ],
 )
 def test_a_guest_that_lies(answer: Callable[[Sample], list[Stamp]], error: type[HvsockError], reason: str) -> None:

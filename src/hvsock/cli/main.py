@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
     "vss": Entry(f"{_IN}.vss:vss", "Freeze a guest's file systems, for backups of its disks."),
+    "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),
+    "timesync": Entry(f"{_IN}.timesync:timesync", "Measure and set a VM's clock."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

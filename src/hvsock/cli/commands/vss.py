@@ -78,7 +78,7 @@ async def _checked(vm: str) -> Checked:
         return await service.check(Check())
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command()
 @click.argument("vm", shell_complete=complete_partitions)
 @click.option(
     "--timeout",

@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
+    "cp": Entry(f"{_IN}.cp:cp", "Copy files to a VM, and from one."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

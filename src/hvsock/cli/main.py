@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "vss": Entry(f"{_IN}.vss:vss", "Freeze a guest's file systems, for backups of its disks."),
     "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),
     "timesync": Entry(f"{_IN}.timesync:timesync", "Measure and set a VM's clock."),
+    "cp": Entry(f"{_IN}.cp:cp", "Copy files to a VM, and from one."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

@@ -12,6 +12,7 @@ from hvsock.constants import (
     TIME_SYNCHRONIZATION,
     VSS,
 )
+from hvsock.constants import GUEST_AGENT, GUEST_SERVICE_INTERFACE
 
 _HERE: Final = "hvsock.services.predefined"
 
@@ -22,5 +23,6 @@ GUEST_HALVES: Final = {
     VSS.name: f"{_HERE}.vss.guest:GuestVss",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
+    GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

@@ -336,7 +336,10 @@ class Placer:
             self.failures.append(Failure(path, reason))
 
     def close(self) -> None:
-        """Give up what waits: files stay under their temporary names. Calling this twice is fine."""
+        """Give up what waits still, since it could not be synced. Calling this twice is fine."""
+        for one in self._waiting:
+            if isinstance(one, Partial):
+                one.discard()
         for one in self._waiting:
             one.close()
         self._waiting.clear()

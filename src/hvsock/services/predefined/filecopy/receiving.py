@@ -110,7 +110,7 @@ class Receiver:
                 pass
             self._channel.busy()
             self._placer.settle()
-        except LostError:
+        except (OSError, HvsockError):
             with contextlib.suppress(OSError):
                 self._placer.settle()  # what is complete need not come again
             raise

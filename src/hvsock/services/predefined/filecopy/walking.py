@@ -120,25 +120,26 @@ def walk(folder: int, name: bytes, *, recursive: bool) -> Walk:
             inside = os.open(name, _FOLDER & ~os.O_NOFOLLOW, dir_fd=folder)
         except OSError as error:
             raise named(error) from error
-        yield Found(name, name, os.fstat(inside), folder)
-        yield from _inside(inside, name, 1)
-        yield Found(name, name, None, folder)
+        yield from _inside(inside, Found(name, name, status, folder), 1)
     elif stat.S_ISREG(status.st_mode):
         yield Found(name, name, status, folder)
     else:
         raise UsageError(f"{shown(name)} is neither a file nor a folder")
 
 
-def _inside(folder: int, path: bytes, depth: int) -> Walk:
-    """What is in `folder`, which this closes."""
+def _inside(folder: int, found: Found, depth: int) -> Walk:
+    """A folder that was `found`, and what is in it; this closes its descriptor."""
+    path = found.path
     try:
+        yield found
         try:
             names = sorted(os.fsencode(one) for one in os.listdir(folder))
         except OSError as error:
-            yield Found(path, os.path.basename(path), None, folder, reason=why(error))
-            return
+            yield Found(path, found.name, None, folder, reason=why(error))
+            names = []
         for name in names:
             yield from _one(folder, name, os.path.join(path, name), depth)
+        yield Found(path, found.name, None, found.folder)
     finally:
         os.close(folder)
 
@@ -156,9 +157,7 @@ def _one(folder: int, name: bytes, path: bytes, depth: int) -> Walk:
             yield Found(path, name, None, folder, reason=f"more than {MAX_DEPTH} folders within each other")
         else:
             inside = os.open(name, _FOLDER, dir_fd=folder)
-            yield Found(path, name, status, folder)
-            yield from _inside(inside, path, depth + 1)
-            yield Found(path, name, None, folder)
+            yield from _inside(inside, Found(path, name, status, folder), depth + 1)
     except OSError as error:
         yield Found(path, name, None, folder, reason=why(error))
 

@@ -13,6 +13,7 @@ from hvsock.constants import (
     VSS,
 )
 from hvsock.constants import GUEST_AGENT, GUEST_SERVICE_INTERFACE
+from hvsock.constants import DIRECT, GUEST_AGENT
 
 _HERE: Final = "hvsock.services.predefined"
 
@@ -24,5 +25,6 @@ GUEST_HALVES: Final = {
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
+    DIRECT.name: "hvsock.services.predefined.direct.service:Direct",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

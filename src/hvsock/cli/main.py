@@ -35,6 +35,8 @@ COMMANDS: Final = {
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
+    "kvp": Entry(f"{_IN}.kvp:kvp", "Keys and values between host and guest."),
+    "shutdown": Entry(f"{_IN}.shutdown:shutdown", "Shut a VM down, reboot or hibernate it, from within."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

@@ -42,6 +42,8 @@ COMMANDS: Final = {
     "exec": Entry(f"{_IN}.exec:exec_", "Run a command in a guest, by its agent."),
     "shell": Entry(f"{_IN}.exec:shell", "Sit down at a shell in a guest, by its agent."),
     "direct": Entry(f"{_IN}.direct:direct", "OpenSSH and SFTP into a guest, and their keys."),
+    "kvp": Entry(f"{_IN}.kvp:kvp", "Keys and values between host and guest."),
+    "shutdown": Entry(f"{_IN}.shutdown:shutdown", "Shut a VM down, reboot or hibernate it, from within."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

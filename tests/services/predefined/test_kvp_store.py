@@ -16,8 +16,8 @@ from hvsock.errors import HvsockError, NotFoundError, RefusedError, StateError, 
 from hvsock.services.predefined.kvp import pools, store
 from hvsock.services.predefined.kvp.changes import Follower
 from hvsock.services.predefined.kvp.interface import ChangeKind
-from hvsock.services.predefined.kvp.local import Local, local
 from hvsock.services.predefined.kvp.pools import Pool, Side
+from hvsock.services.predefined.kvp.programs import Local, local
 from hvsock.services.predefined.kvp.store import Store
 from tests.support import sample
 
@@ -185,7 +185,7 @@ def test_a_file_that_is_not_ours_or_newer_stays(pairs: Store) -> None:
 
 
 def told(follower: Follower) -> list[tuple[ChangeKind, str | None, int]]:
-    return [(one.kind, one.item and one.item.key, one.resume) for one in follower.news()]
+    return [(one.kind, one.item.key if one.item else None, one.resume) for one in follower.news()]
 
 
 def test_a_follower_is_told_what_came_after(pairs: Store) -> None:

@@ -14,6 +14,7 @@ from hvsock.constants import (
 )
 from hvsock.constants import GUEST_AGENT, GUEST_SERVICE_INTERFACE
 from hvsock.constants import DIRECT, GUEST_AGENT
+from hvsock.constants import GUEST_AGENT, KEY_VALUE_PAIR_EXCHANGE, SHUTDOWN
 
 _HERE: Final = "hvsock.services.predefined"
 
@@ -23,6 +24,7 @@ GUEST_HALVES: Final = {
     KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
     VSS.name: f"{_HERE}.vss.guest:GuestVss",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
+    SHUTDOWN.name: f"{_HERE}.shutdown.guest:GuestShutdown",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
     DIRECT.name: "hvsock.services.predefined.direct.service:Direct",

@@ -3,8 +3,8 @@
 - :mod:`.pools`: the four pools, and all bounds.  :mod:`.interface`: what goes over the wire.
 - :mod:`.store`: the guest's file.  :mod:`.changes`: what watchers are told.
 - :mod:`.guest`: the guest half.  :mod:`.intrinsic`: what both sides say by themselves.
-- :mod:`.host`: for programs on the host, :func:`.host.exchange`.  :mod:`.local`: for programs in the guest,
-  :func:`.local.local`.
+- :mod:`.host`: for programs on the host, :func:`.host.exchange`.  :mod:`.programs`: for programs in the guest,
+  :func:`.programs.local`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 if sys.platform == "linux":
     from .host import Exchange, exchange
     from .interface import Change, ChangeKind, Item
-    from .local import Local, local
     from .pools import Pool
+    from .programs import Local, local
 
     __all__ = ["Change", "ChangeKind", "Exchange", "Item", "Local", "Pool", "exchange", "local"]

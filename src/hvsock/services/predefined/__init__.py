@@ -5,28 +5,26 @@ from __future__ import annotations
 from typing import Final
 
 from hvsock.constants import (
+    DIRECT,
     GUEST_AGENT,
     GUEST_SERVICE_INTERFACE,
     HEARTBEAT,
     KEY_VALUE_PAIR_EXCHANGE,
+    SHUTDOWN,
     TIME_SYNCHRONIZATION,
     VSS,
 )
-from hvsock.constants import GUEST_AGENT, GUEST_SERVICE_INTERFACE
-from hvsock.constants import DIRECT, GUEST_AGENT
-from hvsock.constants import GUEST_AGENT, KEY_VALUE_PAIR_EXCHANGE, SHUTDOWN
 
 _HERE: Final = "hvsock.services.predefined"
 
 GUEST_HALVES: Final = {
     HEARTBEAT.name: f"{_HERE}.heartbeat.protocol:Heartbeat",
+    SHUTDOWN.name: f"{_HERE}.shutdown.guest:GuestShutdown",
     TIME_SYNCHRONIZATION.name: f"{_HERE}.timesync.protocol:TimeSynchronization",
     KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
     VSS.name: f"{_HERE}.vss.guest:GuestVss",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
-    SHUTDOWN.name: f"{_HERE}.shutdown.guest:GuestShutdown",
+    DIRECT.name: f"{_HERE}.direct.service:Direct",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
-    GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
-    DIRECT.name: "hvsock.services.predefined.direct.service:Direct",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

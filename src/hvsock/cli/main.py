@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
     "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),
     "timesync": Entry(f"{_IN}.timesync:timesync", "Measure and set a VM's clock."),
+    "vss": Entry(f"{_IN}.vss:vss", "Freeze a guest's file systems, for backups of its disks."),
     "guid": Entry(f"{_IN}.guid:guid", "Print a new GUID, and copy it if asked."),
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from hvsock.errors import RefusedError
+from hvsock import transport
+from hvsock.errors import NotReadyError, RefusedError
+from hvsock.fabric import paths
+from hvsock.transport import Transport
 
 from .policy import ALLOW_ALL, Policy
+
+
+class Holds:
+    """Why the machine may not be switched off just now, told by whoever would be harmed."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+
+    @contextlib.contextmanager
+    def hold(self, reason: str) -> Iterator[None]:
+        """Keep the machine on for as long as the context lasts.
+
+        Args:
+            reason: what goes on, like "file systems are frozen for a backup".
+        """
+        self._reasons.append(reason)
+        try:
+            yield
+        finally:
+            self._reasons.remove(reason)
+
+    def check(self) -> None:
+        """Refuse to switch anything off while somebody holds it.
+
+        Raises:
+            NotReadyError: somebody does.
+        """
+        if self._reasons:
+            raise NotReadyError(f"not now: {self._reasons[0]}; try again when that is over")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +55,14 @@ class Surroundings:
         state_folder: where a service keeps what has to outlive the agent; it exists, and is the agent's alone.
         policy: which operations may be called.
         end: ends the agent, once what it says to its callers is said; for a partition whose machine is another's.
+        holds: why nothing may be switched off just now.
     """
 
     own_machine: bool
     state_folder: str
     policy: Policy = ALLOW_ALL
     end: Callable[[], object] = field(default=lambda: None)
+    holds: Holds = field(default_factory=Holds)
 
     def check_own_machine(self, what: str) -> None:
         """Refuse an act upon the machine where it is not the partition's own.
@@ -61,3 +96,8 @@ def default_state_folder(own_machine: bool, partition: str) -> str:
         return "/var/lib/hvsock"
     base = platformdirs.user_state_path("hvsock")
     return str(base if own_machine else base / "partitions" / os.path.basename(partition))
+
+
+def own_state_folder() -> str:
+    """The state folder of the agent that runs where this process does, as the same user."""
+    return default_state_folder(transport.chosen() is Transport.VSOCK, paths.partition_folder())

@@ -57,20 +57,34 @@ def check(vm: str, as_json: bool) -> int:
                 "hooks": hooks,
             }
         )
-        return ExitCode.FAILED if found.obstacle else ExitCode.OK
-    columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
-    rows = [
-        (one.path, one.kind, one.source, mark(not one.obstacle), one.obstacle or "-") for one in found.file_systems
-    ]
-    print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
-    for hook in found.hooks:
-        click.echo(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}")
-    if found.frozen:
-        click.echo("a freeze is under way")
+    else:
+        _print(found)
     if found.obstacle:
         say(f"{vm} cannot be frozen: {found.obstacle}")
         return ExitCode.FAILED
     return ExitCode.OK
+
+
+def _print(found: Checked) -> None:
+    columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
+    rows = [
+        [
+            *(_printable(text) for text in (one.path, one.kind, one.source)),
+            mark(not one.obstacle),
+            _printable(one.obstacle) or "-",
+        ]
+        for one in found.file_systems
+    ]
+    print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
+    for hook in found.hooks:
+        click.echo(_printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
+    if found.frozen:
+        click.echo("a freeze is under way")
+
+
+def _printable(text: str) -> str:
+    """What a guest says, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 async def _checked(vm: str) -> Checked:

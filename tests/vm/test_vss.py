@@ -43,7 +43,13 @@ DISK_BYTES: Final = 16 << 20
 FREEZE_SECONDS: Final = 100.0
 """More than anything here takes while all is frozen, so that no thaw is one of the time-out's."""
 
-WORKLOAD = r"""
+KILL_KEEPER: Final = """
+for process in /proc/[0-9]*; do
+    grep -q 'vss[.]keeper' $process/cmdline && kill -9 ${process#/proc/}
+done 2> /dev/null
+true
+"""
+WORKLOAD: Final = r"""
 import itertools, os
 log = open("/mnt/log", "a")
 for n in itertools.count(1):
@@ -229,7 +235,7 @@ def test_an_agent_that_is_killed_while_the_guest_is_frozen(guest: Guest) -> None
 
 def test_a_time_out(guest: Guest) -> None:
     """The command is told that it goes on for nothing, and its success is none."""
-    words = ["vss", "freeze", "store", "--timeout", "0.5", "--", "sh", "-c", "echo frozen; cat"]
+    words = ["vss", "freeze", "store", "--timeout", "3", "--", "sh", "-c", "echo frozen; cat"]
     with subprocess.Popen(
         [PROGRAM, *words], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as host:
@@ -244,7 +250,7 @@ def test_a_time_out(guest: Guest) -> None:
 def test_a_keeper_that_is_killed_while_the_guest_is_frozen(guest: Guest) -> None:
     async def freeze() -> None:
         async with frozen("store", timeout=FREEZE_SECONDS, connect_timeout=PATIENCE) as freeze:
-            await asyncio.to_thread(sh, guest, "kill -9 $(pgrep -f 'vss[.]keeper')")
+            await asyncio.to_thread(sh, guest, KILL_KEEPER)
             await freeze.wait_thawed()
             await asyncio.to_thread(writes_again, guest)
 

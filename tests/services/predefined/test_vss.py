@@ -614,6 +614,11 @@ def test_a_command_that_is_none_freezes_nothing(command: str, made: EmbeddedFabr
     assert machine.log() == []
 
 
+@pytest.mark.parametrize("words", [("check", "web01"), ("freeze", "web01", "--", "true")])
+def test_a_guest_without_an_agent(words: tuple[str, ...], made: EmbeddedFabric) -> None:
+    assert "run it there: hvsock agent" in invoke("vss", *words, code=1).stderr
+
+
 def run(words: list[str]) -> subprocess.CompletedProcess[bytes]:
     """The installed program."""
     return subprocess.run([PROGRAM, *words], env=environment(), capture_output=True, timeout=PATIENCE, check=False)

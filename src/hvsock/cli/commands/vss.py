@@ -91,7 +91,7 @@ def _run(vm: str, work: Coroutine[Any, Any, T]) -> T:
     except ConnectionRefusedError:
         # asyncio's own text names the address alone
         raise CommandError(
-            f"no agent serves VSS in {vm}; run it there: hvsock agent; why it does not: hvsock integration list {vm}"
+            f"no agent serves VSS in {vm}; run it there: hvsock agent; see: hvsock integration list {vm}"
         ) from None
 
 

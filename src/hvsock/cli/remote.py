@@ -58,7 +58,7 @@ def attend(
 
     Args:
         vm: the VM.
-        command: for the user's shell there; None for a login shell.
+        command: for /bin/sh there; None for the user's login shell.
         user: whom it runs as; by default the agent's own user.
         environment: variables for it.
         terminal: whether it gets a terminal.

@@ -49,7 +49,7 @@ def ssh_config(vm: str) -> None:
     user = asyncio.run(hand_over())
     for path in (keys.private_path, keys.known_hosts_path):
         if '"' in path or "%" in path:
-            raise CommandError(f"OpenSSH cannot have the path {path}; use a fabric in a folder without \" and %")
+            raise CommandError(f'OpenSSH cannot have the path {path}; use a fabric in a folder without " and %')
     click.echo(f"""Host {vm}
     User {user}
     HostKeyAlias {keys.alias}

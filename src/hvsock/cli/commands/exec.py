@@ -49,9 +49,9 @@ def exec_(
         if not name or not equals:
             raise UsageError(f"--env {one}: write NAME=VALUE")
         environment[name] = value
-    line = shlex.join(command)
+    line = f"exec {shlex.join(command)}"  # a shell between would get its signals too, and end by them
     if cwd is not None:
-        line = f"cd -- {shlex.quote(cwd)} && exec {line}"
+        line = f"cd -- {shlex.quote(cwd)} && {line}"
     return attend(vm, line, user=user, environment=environment, terminal=tty, timeout=timeout)
 
 

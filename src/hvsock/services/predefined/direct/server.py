@@ -152,6 +152,7 @@ class Session(asyncssh.SSHServerProcess[bytes]):
         server.sessions.count += 1
 
     def _sftp(self, channel: SSHChannel[bytes]) -> asyncssh.SFTPServer:
+        assert isinstance(channel, asyncssh.SSHServerChannel)
         return asyncssh.SFTPServer(channel)
 
     def subsystem_requested(self, subsystem: str) -> bool:

@@ -77,7 +77,7 @@ def _close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 @contextlib.contextmanager
-def _child(run: Callable[[int], None]) -> Iterator[None]:
+def child(run: Callable[[int], None]) -> Iterator[None]:
     """Run `run(ready)` in a forked child until the end of the block; it writes to `ready` when it serves."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -133,7 +133,7 @@ def unix_rate() -> float:
             sock.connect(path)
             return sock
 
-        with _child(lambda ready: asyncio.run(serve(ready))):
+        with child(lambda ready: asyncio.run(serve(ready))):
             return _rate(connect)
 
 
@@ -153,7 +153,7 @@ def fabric_rate(broker: BrokerProcess, guest: str, service_id: str) -> float:
         sock.connect(target)
         return sock
 
-    with _child(lambda ready: asyncio.run(serve(ready))):
+    with child(lambda ready: asyncio.run(serve(ready))):
         return _rate(connect)
 
 
@@ -179,7 +179,7 @@ def memory_of_connections(broker: BrokerProcess, guest: str, service_id: str, co
         time.sleep(600)
         del kept
 
-    with _child(accept):
+    with child(accept):
         target = (str(hvsock.HV_GUID_PARENT), service_id)
         connections = []
         for _ in range(count):

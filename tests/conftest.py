@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,14 +51,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fails a test that leaves a descriptor, thread, child process or task behind.
+    """Fails a test that leaves a descriptor, thread, child process, task or handler of signals behind.
 
     It is set up before a test's other function-scoped fixtures and checked after they are taken down.
     What fixtures of a wider scope hold was there before, unless a test asks for one by
     request.getfixturevalue.
     """
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with leak_check():
         yield
+    # what a test's process ignores, its children ignore too
+    assert signals == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import select
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -244,3 +245,31 @@ def test_what_cannot_be_watched_is_an_os_error(reactor: Reactor, tmp_path: Path)
             reactor.watch(file.fileno(), select.EPOLLIN, lambda events: None)
         reactor.forget(file.fileno())
     reactor.forget(999_999)
+
+
+def test_a_signal_that_interrupts_nothing_ends_it() -> None:
+    """As one does that comes just before the wait: here another thread gets it, and the wait goes on."""
+    code = """if True:
+        import os, signal, threading, time
+        from hvsock.fabric.reactor import Reactor, ending_by_signals
+        reactor = Reactor()
+        over = threading.Event()
+        other = threading.Thread(target=over.wait)
+        other.start()
+
+        def send():
+            while reactor.turn.locked():
+                pass
+            time.sleep(0.2)  # by then the reactor waits
+            signal.pthread_kill(other.ident, signal.SIGTERM)
+
+        threading.Thread(target=send).start()
+        with ending_by_signals(reactor, reactor.stop):
+            reactor.run()
+        os.kill(os.getpid(), signal.SIGTERM)  # ignored from here on
+        reactor.close()
+        over.set()
+        print("ended")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "ended\n"

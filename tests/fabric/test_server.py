@@ -21,8 +21,8 @@ import socket
 import hvsock
 from hvsock.errors import NoFabricError, UsageError
 from hvsock.fabric import client
-from hvsock.fabric.broker import server
 from hvsock.fabric.messages import Op, Request
+from hvsock.notify import notify
 from hvsock.registry import Registry
 from tests.cli.helpers import told_until_it_ends
 from tests.fabric.peers import PATIENCE_SECONDS, control, read_errno, start_connect, wait_until
@@ -201,11 +201,11 @@ def test_systemd_is_told_where_it_asks(kind: str, tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if kind == "abstract" else name)
         if kind != "gone":
             systemd.bind(f"\0{name}" if kind == "abstract" else name)
-        server.notify("READY=1")
+        notify("READY=1")
         if kind != "gone":
             assert systemd.recv(100) == b"READY=1"
     monkeypatch.delenv("NOTIFY_SOCKET")
-    server.notify("READY=1")
+    notify("READY=1")
 
 
 def _register(folder: Path) -> str:

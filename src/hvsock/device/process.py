@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import json
 import os
-import signal
 import socket
 import stat
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hvsock.fabric import paths
-from hvsock.fabric.reactor import Reactor, ignore_signals
+from hvsock.fabric.reactor import Reactor, ending_by_signals
 
 from . import rights
 from .device import Device, Limits
@@ -137,9 +136,7 @@ def serve(
             stack.callback(Door(reactor, listeners[places.socket_path], device.serve).close)
         if places.descriptor is not None:
             device.serve(socket.socket(fileno=places.descriptor), on_left=reactor.stop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: reactor.stop())
-        stack.callback(ignore_signals)
+        stack.enter_context(ending_by_signals(reactor, reactor.stop))
         on_ready()
         reactor.run()
 

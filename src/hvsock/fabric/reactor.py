@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 if sys.platform != "linux":
@@ -29,17 +29,44 @@ MAX_EVENTS_PER_WAKE_UP: Final = 256
 CANCELLED_KEPT: Final = 64
 """Cancelled timers that stay in the heap in any case; more of them go when they are half of it."""
 
+_ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
 Handler = Callable[[int], None]
 Clock = Callable[[], float]
 
 
-def ignore_signals() -> None:
-    """Have a process that is about to end ignore SIGTERM and SIGINT: one more of them does not spoil a clean end.
+@contextlib.contextmanager
+def ending_by_signals(reactor: Reactor, stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop`, in the main thread; afterwards they are ignored for good, without an error.
 
-    A handler would not do, since the interpreter takes handlers away before it has ended itself.
+    A signal that comes in just before the reactor waits does not end that wait: Python calls handlers between two
+    of its own instructions, and the wait is one. So each signal also writes a byte that the reactor sees.
+    Ignored they are, since the interpreter takes handlers away before it has ended, and one more signal
+    would spoil a clean end. An error leaves them as they were before.
+
+    Args:
+        reactor: whose waits end.
+        stop: safe to be called at any point of the main thread.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def drain(_: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(reading, 4096)
+
+    reactor.watch(reading, select.EPOLLIN, drain)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    after = {number: signal.signal(number, lambda number, frame: stop()) for number in _ENDING_SIGNALS}
+    try:
+        yield
+        after = dict.fromkeys(_ENDING_SIGNALS, signal.SIG_IGN)
+    finally:
+        for number, handler in after.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        reactor.forget(reading)
+        os.close(reading)
+        os.close(writing)
 
 
 class Timer:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from hvsock import transport
 from hvsock.addresses import HV_GUID_PARENT
 from hvsock.errors import NoFabricError, RefusedError, StateError
 from hvsock.fabric import client, paths
-from hvsock.fabric.reactor import Reactor, ignore_signals
+from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.registry import Registry
 from hvsock.registry.forwards import Forward
 from hvsock.sockets.helpers import create_server
@@ -138,12 +137,10 @@ def _relay() -> Iterator[tuple[Reactor, Relay]]:
     reactor = Reactor()
     try:
         relay = Relay(reactor, _connections_that_fit())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: reactor.stop())
         try:
-            yield reactor, relay
+            with ending_by_signals(reactor, reactor.stop):
+                yield reactor, relay
         finally:
-            ignore_signals()
             relay.close()
     finally:
         reactor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -82,8 +83,8 @@ class Surroundings:
         return os.path.join(self.state_folder, name)
 
 
-def state_folder(own_machine: bool, partition: str) -> str:
-    """Where services keep what outlives the agent; each local partition has its own.
+def default_state_folder(own_machine: bool, partition: str) -> str:
+    """Where an agent keeps what outlives it, unless told otherwise; each local partition has its own.
 
     Args:
         own_machine: whether the machine is the partition's own.
@@ -91,7 +92,7 @@ def state_folder(own_machine: bool, partition: str) -> str:
     """
     import platformdirs
 
-    if own_machine and os.geteuid() == 0:
+    if own_machine and sys.platform != "win32" and os.geteuid() == 0:
         return "/var/lib/hvsock"
     base = platformdirs.user_state_path("hvsock")
     return str(base if own_machine else base / "partitions" / os.path.basename(partition))
@@ -99,4 +100,4 @@ def state_folder(own_machine: bool, partition: str) -> str:
 
 def own_state_folder() -> str:
     """The state folder of the agent that runs where this process does, as the same user."""
-    return state_folder(transport.chosen() is Transport.VSOCK, paths.partition_folder())
+    return default_state_folder(transport.chosen() is Transport.VSOCK, paths.partition_folder())

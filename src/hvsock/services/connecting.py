@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, TypeVar
 
-from hvsock.errors import HvsockError, LostError, NoFabricError, NotFoundError, NotReadyError
+from hvsock.errors import HvsockError, LostError, NoFabricError, NotFoundError, NotReadyError, ProtocolError
 from hvsock.sockets.aio import connected
 from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WORTH_WAITING
 
@@ -105,8 +105,12 @@ class Connector:
             if first is None:
                 raise LostError(f"{self} ended the negotiation")
             self.accepted = first
-            if ready and not first.ready and await anext(answers, None) is None:
+            if not ready and not first.ready:
+                return
+            if not first.ready and await anext(answers, None) is None:
                 raise NotReadyError(f"{self} is not ready, and will not be")
+            async for _ in answers:  # to its end, so that the other side need not cancel it
+                raise ProtocolError(f"{self} goes on with a negotiation that is over")
 
     # -- what operations ask for, see service.Link
 

@@ -395,6 +395,7 @@ class ClientConnection:
                 if data is None:
                     break
                 yield encoding.decode(data, operation.answer)
+            stream._end_done = True  # the answers may end, or fail, ahead of the questions; the rest is not sent
             await stream.recv_trailing_metadata()
 
 

@@ -52,11 +52,13 @@ class Kind:
         series: its kernel's.
         cpus: its processors.
         group: the group that it is a member of.
+        data_disks: the files of its data disks.
     """
 
     series: str
     cpus: int
     group: str | None = None
+    data_disks: tuple[str, ...] = ()
 
 
 class RemoteSocket:
@@ -172,6 +174,7 @@ class Guest:
         guest_image(self.kind.series)
         words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
         words += ["--group", self.kind.group] if self.kind.group else []
+        words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
         words += ["--overlay", str(self._world.overlay)]
         words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
         done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)

@@ -19,7 +19,7 @@ from hvsock.errors import NotFoundError, UsageError
 from hvsock.fabric import paths
 from hvsock.notify import notify
 from hvsock.services.agent import Agent
-from hvsock.services.agenthood import Surroundings, state_folder
+from hvsock.services.agenthood import Surroundings, default_state_folder
 from hvsock.services.policy import Policy
 from hvsock.transport import Transport
 
@@ -61,7 +61,7 @@ def agent(
     settings = _settings(config)
     policy = Policy.of((*settings.get("allow", ()), *allow) or None, (*settings.get("deny", ()), *deny))
     folder = paths.partition_folder()
-    chosen = state or os.environ.get("STATE_DIRECTORY") or state_folder(own_machine, folder)
+    chosen = state or os.environ.get("STATE_DIRECTORY") or default_state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
     asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
 

@@ -6,13 +6,11 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Final
 
-from hvsock.fabric.reactor import ignore_signals
+from hvsock.fabric.reactor import ending_by_signals
 from hvsock.notify import notify
 
 from .broker import Broker
@@ -59,7 +57,7 @@ def serve(
         raise
     stopping = False
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop() -> None:
         nonlocal stopping
         if stopping:
             broker.stop()
@@ -68,15 +66,13 @@ def serve(
             broker.reactor.call_from_thread(lambda: broker.stop_gently(grace_seconds))
             notify("STOPPING=1")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     try:
-        if on_ready is not None:
-            on_ready()
-        notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
-        broker.run()
+        with ending_by_signals(broker.reactor, stop):
+            if on_ready is not None:
+                on_ready()
+            notify(f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving {folder.path}")
+            broker.run()
     finally:
-        ignore_signals()
         broker.close()
 
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from hvsock.constants import GUEST_AGENT, KEY_VALUE_PAIR_EXCHANGE, SHUTDOWN
+from hvsock.constants import (
+    DIRECT,
+    GUEST_AGENT,
+    GUEST_SERVICE_INTERFACE,
+    HEARTBEAT,
+    KEY_VALUE_PAIR_EXCHANGE,
+    SHUTDOWN,
+    TIME_SYNCHRONIZATION,
+    VSS,
+)
 
 _HERE: Final = "hvsock.services.predefined"
 
 GUEST_HALVES: Final = {
-    KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
+    HEARTBEAT.name: f"{_HERE}.heartbeat.protocol:Heartbeat",
     SHUTDOWN.name: f"{_HERE}.shutdown.guest:GuestShutdown",
+    TIME_SYNCHRONIZATION.name: f"{_HERE}.timesync.protocol:TimeSynchronization",
+    KEY_VALUE_PAIR_EXCHANGE.name: f"{_HERE}.kvp.guest:GuestExchange",
+    VSS.name: f"{_HERE}.vss.guest:GuestVss",
+    GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
+    DIRECT.name: f"{_HERE}.direct.service:Direct",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings."""

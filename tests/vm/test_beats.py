@@ -20,7 +20,7 @@ from tests.cli.helpers import hvsock as command
 from tests.faults.processes import BrokerProcess
 from tests.vm.support import PATIENCE, guest_image, needs_qemu, wait_for_line, wait_until
 
-pytestmark = [needs_qemu, pytest.mark.timeout(2 * PATIENCE)]
+pytestmark = [needs_qemu, pytest.mark.timeout(3 * PATIENCE)]
 
 LATE: Final = 3600
 """Seconds by which the guest's clock is set back."""

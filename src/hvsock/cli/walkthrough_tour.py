@@ -102,8 +102,7 @@ class Tour:
     async def _served(self) -> list[str]:
         """The services that the agent serves, once they are all that it can."""
         async with asyncio.timeout(READY_SECONDS):
-            settings = {"partition": self._host, "timeout": READY_SECONDS, "wait": True}
-            async with connect(GuestAgent, self._vm, **settings) as agent:  # type: ignore[arg-type]
+            async with connect(GuestAgent, self._vm, partition=self._host, timeout=None, wait=True) as agent:
                 while True:
                     report = await agent.report(Question(), timeout=ANSWER_SECONDS)
                     missing = [one for one in report.services if one.state != Running.RUNNING]

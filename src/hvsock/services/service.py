@@ -27,7 +27,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar, get_args, get_origin, overload
 
@@ -155,7 +155,7 @@ class BoundCall(Protocol[Q_contra, A_co]):
 class BoundStream(Protocol[Q_contra, A_co]):
     """A download or an exchange of one instance."""
 
-    def __call__(self, question: Q_contra, *, timeout: float | None = ...) -> AsyncIterator[A_co]:
+    def __call__(self, question: Q_contra, *, timeout: float | None = ...) -> AsyncGenerator[A_co, None]:
         """Ask; `timeout` is in seconds, for all of it."""
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 
 from hvsock.errors import StateError
+
+if sys.platform != "linux":
+    raise ImportError("the agent runs in Linux guests")
 
 
 def private_folder(path: str) -> str:

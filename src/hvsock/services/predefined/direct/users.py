@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-import pwd
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from hvsock.errors import NotFoundError, RefusedError
+
+if sys.platform != "linux":
+    raise ImportError("the agent runs in Linux guests")
+
+import pwd
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH where the agent itself has none."""

@@ -87,7 +87,7 @@ class Exchange:
         size = dict.fromkeys(asked, 0)
         keys = dict.fromkeys(asked, 0)
         told = self._service.enumerate(PoolQuestion(sorted(asked)), timeout=LIST_SECONDS)
-        async with contextlib.aclosing(told) as answers:  # type: ignore[type-var]
+        async with contextlib.aclosing(told) as answers:
             async for item in answers:
                 if item.pool not in asked or (item.pool, item.key) in found:
                     raise ProtocolError(f"the guest tells {item.key!a} of {item.pool.word} twice, or unasked")
@@ -180,7 +180,7 @@ class Exchange:
         while True:
             asked = WatchQuestion(epoch, revision, sorted(frozenset(pools)))
             try:
-                async with contextlib.aclosing(self._service.watch(asked)) as changes:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._service.watch(asked)) as changes:
                     async for change in changes:
                         if (change.item is None) is (change.kind in (ChangeKind.SET, ChangeKind.DELETED)):
                             raise ProtocolError("the guest tells a change without saying of what")

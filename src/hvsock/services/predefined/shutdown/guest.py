@@ -107,7 +107,8 @@ class GuestShutdown(ShutdownService):
             told = self._pending
             yield self._now()
             async with self._changed:
-                await self._changed.wait_for(lambda told=told: self._pending is not told)  # type: ignore[misc]
+                while self._pending is told:
+                    await self._changed.wait()
 
     def _now(self) -> Pending:
         if self._pending.phase is not Phase.WAITING:

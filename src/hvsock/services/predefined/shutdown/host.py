@@ -118,7 +118,7 @@ async def _follow(service: ShutdownService, instance: str, told: Callable[[Pendi
     """
     before = Phase.WAITING
     with contextlib.suppress(LostError, NoFabricError, ConnectionError):
-        async with contextlib.aclosing(service.follow(Question())) as answers:  # type: ignore[type-var]
+        async with contextlib.aclosing(service.follow(Question())) as answers:
             async for now in answers:
                 if now.instance != instance:
                     break

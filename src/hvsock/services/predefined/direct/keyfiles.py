@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 
 from hvsock.errors import StateError
+
+if sys.platform != "linux":
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 
 def private_folder(path: str) -> str:

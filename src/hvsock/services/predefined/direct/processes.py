@@ -12,7 +12,7 @@ import struct
 import sys
 import termios
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hvsock.errors import StateError
 
@@ -116,7 +116,8 @@ class Process:
             if self._master is not None:
                 os.close(self._master)
                 self._master = None
-            self._child._transport.close()  # type: ignore[attr-defined]  # pipes that grandchildren hold
+            transport: Any = self._child
+            transport._transport.close()  # pipes that grandchildren hold
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -215,7 +216,9 @@ class _WithSlave(Process):
 async def _spawn(
     arguments: list[str], user: User, environ: dict[str, str], home: str, pipes: int
 ) -> asyncio.subprocess.Process:
-    as_user = {"user": user.uid, "group": user.gid, "extra_groups": user.groups()} if user.other else {}
+    as_user: dict[str, Any] = (
+        {"user": user.uid, "group": user.gid, "extra_groups": user.groups()} if user.other else {}
+    )
     return await asyncio.create_subprocess_exec(
         *arguments,
         stdin=pipes,
@@ -224,7 +227,7 @@ async def _spawn(
         env=environ,
         cwd=home,
         start_new_session=True,
-        **as_user,  # type: ignore[arg-type]
+        **as_user,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from .keyfiles import key_pair, private_folder, read_text, write_private
 
 if sys.platform != "linux":
-    raise ImportError("the agent runs in Linux guests")
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 PASSING: Final = frozenset({"tmpfs", "ramfs", "rootfs", "overlay"})
 """File systems whose files may be gone after a boot."""

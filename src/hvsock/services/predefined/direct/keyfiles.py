@@ -10,7 +10,7 @@ import tempfile
 from hvsock.errors import StateError
 
 if sys.platform != "linux":
-    raise ImportError("the agent runs in Linux guests")
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 
 def private_folder(path: str) -> str:

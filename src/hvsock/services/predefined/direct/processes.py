@@ -12,7 +12,7 @@ import struct
 import sys
 import termios
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hvsock.errors import StateError
 
@@ -116,8 +116,8 @@ class Process:
             if self._master is not None:
                 os.close(self._master)
                 self._master = None
-            child: Any = self._child  # whose pipes grandchildren may hold
-            child._transport.close()
+            transport: Any = self._child
+            transport._transport.close()  # pipes that grandchildren hold
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from hvsock.errors import NotFoundError, RefusedError
 
 if sys.platform != "linux":
-    raise ImportError("the agent runs in Linux guests")
-
-import pwd
+    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH where the agent itself has none."""
@@ -79,7 +78,7 @@ def find_user(name: str) -> User:
     return found
 
 
-def _user(entry: pwd.struct_passwd) -> User:
+def _user(entry: Any) -> User:
     shell = entry.pw_shell or "/bin/sh"
     return User(
         entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir or "/", shell, entry.pw_uid != os.geteuid()

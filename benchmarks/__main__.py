@@ -26,6 +26,7 @@ from hvsock.registry import Registry
 from hvsock.testing.fabric import fabric
 
 from .connects import broker_process, fabric_rate, fill, memory_of_connections, unix_rate
+from .copies import copies
 from .pairs import MakePair, fabric_pair, round_trip, tcp_pair, throughput, unix_pair
 from .ratios import Ratio
 
@@ -179,6 +180,20 @@ def services_memory(tick: Callable[[], None]) -> list[Row]:
     return rows
 
 
+def file_copies(tick: Callable[[], None]) -> list[Row]:
+    """A file to a guest by the service, which checks it, against the same file over a bare stream."""
+    own, other, again = [], [], []
+    with fabric() as made, copies(made) as copy:
+        pair = fabric_pair(made)
+        for _ in range(RUNS // 2):
+            other.append(copy.by_hand(pair))
+            own.append(copy.by_service())
+            again.append(copy.by_hand(pair))
+            tick()
+    yardstick = ("sendfile over a bare stream", other, again)
+    return [row("file copy, 256 MiB, in memory", ("MB/s", 1e-6), own, yardstick, 0.5, True)]
+
+
 def startup(tick: Callable[[], None]) -> list[Row]:
     """Seconds of `import hvsock` and `hvsock --help`, each the best of ten."""
 
@@ -221,6 +236,7 @@ def main() -> None:
         "connects": (5, lambda tick: connects(5, tick)),
         "connections": (3, connections_memory),
         "services": (3, services_memory),
+        "copies": (RUNS // 2, file_copies),
         "startup": (2, startup),
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -14,10 +14,13 @@ import tty
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from hvsock.addresses import ServiceId
+from hvsock.constants import DIRECT
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
 from hvsock.services.predefined.direct.connecting import HANDOVER_SECONDS, logged_in
 from hvsock.services.predefined.direct.hostkeys import HostKeys
+from hvsock.sockets.helpers import wait_for_service
 
 from .names import vm_id_of
 from .outcome import CommandError, text_of
@@ -53,16 +56,18 @@ def attend(
     environment: Mapping[str, str] | None = None,
     terminal: bool = False,
     timeout: float | None = None,
+    wait: float | None = None,
 ) -> int:
     """Run a command, or a login shell, in a guest, with this process's standard streams.
 
     Args:
         vm: the VM.
-        command: for the user's shell there; None for a login shell.
+        command: for /bin/sh there; None for the user's login shell.
         user: whom it runs as; by default the agent's own user.
         environment: variables for it.
         terminal: whether it gets a terminal.
         timeout: seconds that the guest may take to answer.
+        wait: seconds that its agent may take to be there.
 
     Returns:
         The exit code: the command's own, and 128 and the number of a signal that ended it.
@@ -86,6 +91,8 @@ def attend(
             return await _attended(process, terminal)
 
     try:
+        if wait is not None:
+            wait_for_service((str(vm_id), ServiceId.from_port(DIRECT.port)), wait)
         return asyncio.run(main())
     except BrokenPipeError:
         raise  # standard output was closed

@@ -29,6 +29,7 @@ from hvsock.vm.qemu import CONSOLE_LOG
 from hvsock.vm.runs import Run
 
 from .steps import DemoError, Steps, check
+from .walkthrough_tour import Tour
 
 if sys.platform != "linux":
     raise ImportError("VMs need Linux")
@@ -85,10 +86,8 @@ class VmPart:
             with self._steps.step(f"The host sends {DEMO_BYTES >> 20} MiB to the guest") as found:
                 downward = self._ask(vm_id)
                 found(f"echoed; the host's checksums match, {_speed(downward)}")
-            with self._steps.step("Switch it off") as found:
-                control.ask(self._run, "stop", seconds=control.STOP_SECONDS)
-                self._run.wait_for_end()
-                found("the guest went by itself")
+            services = Tour(self._steps, self._fabric, VM_NAME, vm_id).run()
+            self._run.wait_for_end()
         return {
             "name": VM_NAME,
             "id": str(vm_id),
@@ -99,6 +98,7 @@ class VmPart:
             "sha256_match": True,
             "guest_to_host_seconds": upward,
             "host_to_guest_seconds": downward,
+            "integration_services": services,
         }, ""
 
     def _listen(self, stack: contextlib.ExitStack, vm_id: VmId) -> socket:

@@ -209,6 +209,8 @@ def _handler(operation: Operation[Any, Any], served: Served, encoding: _Encoding
             async with contextlib.aclosing(served(_questions(stream, operation, encoding))) as answers:
                 async for answer in answers:
                     await stream.send_message(answer)
+                    # what is sent into an ended connection is dropped without a pause: let the end be heard of
+                    await asyncio.sleep(0)
         except (TimeoutError, GRPCError, StreamTerminatedError, WireError):
             raise
         except HvsockError as error:

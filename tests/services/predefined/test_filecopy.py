@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,18 +284,18 @@ def test_what_is_left_out_is_told_and_the_rest_arrives(world: World, tmp_path: P
 def test_a_file_that_changes_while_it_is_read_is_not_put_in_place(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     target.mkdir()
+
+    def change(shorter: bool, progress: Progress) -> None:
+        if shorter:
+            os.truncate(source, 10)
+        os.utime(source, ns=(1, progress.size))
+
+    def send(shorter: bool, channel: Channel) -> Any:
+        return Sender(channel, partial(change, shorter)).run(os.fsencode(source), recursive=False)
+
     for shorter in (False, True):
         source.write_bytes(b"x" * (RESUME_BYTES + 1))
-
-        def change(progress: Progress, shorter: bool = shorter) -> None:
-            if shorter:
-                os.truncate(source, 10)
-            os.utime(source, ns=(1, progress.size))
-
-        sent, received = over_pair(
-            lambda channel, change=change: Sender(channel, change).run(os.fsencode(source), recursive=False),
-            lambda channel: receive(channel, os.fsencode(target)),
-        )
+        sent, received = over_pair(partial(send, shorter), lambda channel: receive(channel, os.fsencode(target)))
         assert [one.path for one in received[2]] == [b"copy"]
         assert sent[1][0].reason == received[2][0].reason
         assert os.listdir(target) == []

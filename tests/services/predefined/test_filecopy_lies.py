@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,12 +238,13 @@ def test_a_part_that_is_something_else(target: Path) -> None:
     folder = target / "copy"
     folder.mkdir()
     place = folder / temporary_name(meta).decode()
-    for make in (
+    ways: list[Callable[[], None]] = [
         lambda: place.symlink_to(target.parent / "precious"),
         lambda: os.mkfifo(place),
         lambda: os.link(target.parent / "precious", place),
         place.mkdir,
-    ):
+    ]
+    for make in ways:
         make()
         _, failures, _ = told(PLAN + ROOT + a_file(b"x") + LEAVE + FINISH, target)
         assert [one.path for one in failures] == [b"copy/x"]

@@ -1,16 +1,17 @@
-"""Freezes with everything but the kernel's part in them: between local partitions, with a keeper that writes down."""
+"""Freezes with everything but the kernel's part: between local partitions, by a keeper that takes notes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,17 +19,18 @@ import pytest
 
 assert sys.platform == "linux"
 
-from hvsock.errors import BusyError, NotReadyError, ProtocolError, RefusedError, UsageError
+from hvsock.errors import BusyError, HvsockError, NotReadyError, ProtocolError, RefusedError, UsageError
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import Caller
 from hvsock.services.connecting import connect
 from hvsock.services.predefined.vss import host
 from hvsock.services.predefined.vss.guest import GuestVss
-from hvsock.services.predefined.vss.host import ThawedError, frozen
+from hvsock.services.predefined.vss.host import Freeze, ThawedError, frozen
 from hvsock.services.predefined.vss.interface import (
     MAX_FREEZE_SECONDS,
     Check,
+    FileSystem,
     Report,
     Request,
     State,
@@ -39,6 +41,7 @@ from hvsock.services.predefined.vss.keeping import Setting
 from hvsock.services.service import exchange
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import fabric
+from tests.cli.helpers import PROGRAM, environment, invoke, invoke_json
 from tests.services.predefined.vss_keeper import FolderKernel
 
 PATIENCE: Final = 30.0
@@ -131,8 +134,12 @@ async def served(
     """The guest half, or something in its place."""
     if service is None:
         service = GuestVss(Surroundings(own_machine, str(machine.folder)), machine.setting)
-    async with serve(service, bind="parent", partition=folder_of(made)):
-        yield
+    try:
+        async with serve(service, bind="parent", partition=folder_of(made)):
+            yield
+    finally:
+        if isinstance(service, GuestVss) and service._task is not None:
+            await asyncio.wait({service._task})
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -140,6 +147,12 @@ async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not reached():
             await asyncio.sleep(0.01)
+
+
+async def within(work: Callable[[Freeze], Awaitable[None]], timeout: float = LONG) -> None:
+    """Do something while the guest is frozen."""
+    async with frozen("web01", timeout=timeout) as freeze:
+        await work(freeze)
 
 
 def test_all_is_frozen_within_and_thawed_after(made: EmbeddedFabric, machine: Machine) -> None:
@@ -178,10 +191,9 @@ def test_a_body_that_fails_thaws(made: EmbeddedFabric, machine: Machine) -> None
 def test_the_time_out_thaws_and_the_backup_is_not_good(made: EmbeddedFabric, machine: Machine) -> None:
     async def work() -> None:
         async with served(made, machine):
-            with pytest.raises(ThawedError, match="is not good: it thawed after .* the time-out was over"):
-                async with frozen("web01", timeout=SHORT) as freeze:
-                    await freeze.wait_thawed()
-                    assert machine.log() == [*FROZEN, *THAWED]
+            with pytest.raises(ThawedError, match=r"is not good: it thawed after .* the time-out was over"):
+                await within(lambda freeze: freeze.wait_thawed(), SHORT)
+            assert machine.log() == [*FROZEN, *THAWED]
 
     asyncio.run(work())
 
@@ -379,6 +391,7 @@ AGENT: Final = """
 import asyncio, sys
 from pathlib import Path
 from tests.services.predefined.test_vss import Machine, Surroundings, GuestVss, Setting, serve
+from tests.cli.helpers import PROGRAM, environment, invoke, invoke_json
 from tests.services.predefined.vss_keeper import FolderKernel
 async def main(partition, folder):
     setting = Setting(f"{folder}/mountinfo", f"{folder}/hooks", 9, KEEPER, FolderKernel(folder))
@@ -399,11 +412,13 @@ def test_an_agent_that_ends_leaves_nothing_frozen(
     root = Path(__file__).parents[3]
 
     async def work(agent: subprocess.Popen[bytes]) -> None:
+        async def end(freeze: Freeze) -> None:
+            assert machine.log()[1:] == FROZEN
+            agent.send_signal(number)
+            await freeze.wait_thawed()
+
         with pytest.raises(ThawedError, match="is not good"):
-            async with frozen("web01", timeout=LONG) as freeze:
-                assert machine.log()[1:] == FROZEN
-                agent.send_signal(number)
-                await freeze.wait_thawed()
+            await within(end)
         await until(lambda: machine.log()[4:] == [*THAWED, "hook 10-first thaw"])
 
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root) as agent:
@@ -453,12 +468,14 @@ def test_a_keeper_that_hangs_is_killed_and_all_is_thawed(
 ) -> None:
     monkeypatch.setattr("hvsock.services.predefined.vss.keeping.GRACE_SECONDS", SHORT)
 
+    async def stop(freeze: Freeze) -> None:
+        os.kill(keeper_of(machine), signal.SIGSTOP)
+        await freeze.wait_thawed()
+
     async def work() -> None:
         async with served(made, machine):
             with pytest.raises(ThawedError):
-                async with frozen("web01", timeout=2.0) as freeze:
-                    os.kill(keeper_of(machine), signal.SIGSTOP)
-                    await freeze.wait_thawed()
+                await within(stop, 2.0)
         assert machine.log()[3:6] == THAWED
 
     asyncio.run(work())
@@ -479,7 +496,7 @@ class Liar(Vss):
         """See the class."""
         for report in self._reports:
             while report is ...:
-                yield Report(State.FROZEN)
+                yield Report(State.FROZEN, file_systems=[FileSystem("x" * 4000, "", "ext4")] * 200)
             if report is None:
                 await asyncio.Event().wait()
             yield report
@@ -488,10 +505,10 @@ class Liar(Vss):
 @pytest.mark.parametrize(
     ("reports", "kind", "text"),
     [
-        ([], ProtocolError, "does not say that it is frozen"),
+        ([], ProtocolError, "the answer to vss.freeze is none"),
         ([Report(State.DONE)], ProtocolError, "does not say that it is frozen, but DONE"),
         ([None], TimeoutError, "was not frozen within"),
-        ([Report(State.FROZEN)], ThawedError, "ended the freeze without a word"),
+        ([Report(State.FROZEN)], HvsockError, "ended the freeze without a word|the answer to vss.freeze is none"),
         ([Report(State.FROZEN), None], ThawedError, "did not thaw within"),
         ([Report(State.FROZEN), Report(State.THAWED)], ProtocolError, "but THAWED"),
         ([Report(State.FROZEN), ...], ProtocolError, "but FROZEN"),
@@ -532,3 +549,76 @@ def test_hooks_that_never_end_make_no_bad_backup(
         assert len(freeze.warnings) == (last != [...])
 
     asyncio.run(work())
+
+
+def test_the_command_checks(made: EmbeddedFabric, machine: Machine) -> None:
+    machine.hook("10-first", mode=0o777)
+    with open(machine.folder / "mountinfo", "a", encoding="ascii") as file:
+        file.write("1 1 9:9 / /boot rw - vfat /dev/sda1 rw\n")
+
+    async def work() -> None:
+        async with served(made, machine):
+            found = await asyncio.to_thread(invoke_json, "vss", "check", "web01", code=1)
+            assert [one["path"] for one in found["file_systems"]] == [
+                "/boot",
+                *(str(machine.folder / name) for name in reversed(NAMES)),
+            ]
+            assert found["file_systems"][0]["obstacle"] == "the kernel freezes no vfat"
+            assert found["hooks"] == [{"name": "10-first", "obstacle": "others than its owner may write to it"}]
+            assert not found["ready"]
+            shown = (await asyncio.to_thread(invoke, "vss", "check", "web01", code=1)).stdout
+            assert "/boot" in shown
+            assert "hook 10-first: others" in shown
+
+    asyncio.run(work())
+
+
+def test_the_command_freezes(made: EmbeddedFabric, machine: Machine) -> None:
+    """The exit code is the command's, and what it did was done while all was frozen."""
+    copy = machine.folder / "copy"
+    script = f"cp {machine.log_file} {copy}; echo copied; exit 7"
+
+    async def work() -> None:
+        async with served(made, machine):
+            words = ["vss", "freeze", "web01", "--timeout", "60", "--json", "--", "sh", "-c", script]
+            done = await asyncio.to_thread(run, words)
+        assert done.returncode == 7, done.stderr
+        said, _, report = done.stdout.partition(b"\n")
+        assert said == b"copied"
+        found = json.loads(report)
+        assert (found["good"], found["exit_code"], found["trouble"]) == (True, 7, None)
+        assert len(found["file_systems"]) == 3
+        assert [line for line in copy.read_text().splitlines() if not line.startswith("freezing")] == FROZEN
+        assert machine.log() == [*FROZEN, *THAWED]
+
+    asyncio.run(work())
+
+
+def test_the_command_says_that_a_backup_is_not_good(made: EmbeddedFabric, machine: Machine) -> None:
+    thawed = f"until grep -q 'thaw data' {machine.log_file}; do sleep 0.05; done"
+
+    async def work() -> None:
+        async with served(made, machine):
+            words = ["vss", "freeze", "web01", "--timeout", "0.2", "--json", "--", "sh", "-c", thawed]
+            done = await asyncio.to_thread(run, words)
+        assert done.returncode == 1
+        assert b"the backup of web01 is not good" in done.stderr
+        assert json.loads(done.stdout)["good"] is False
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("command", ["no such command", "/"])
+def test_a_command_that_is_none_freezes_nothing(command: str, made: EmbeddedFabric, machine: Machine) -> None:
+    invoke("vss", "freeze", "web01", "--", command, code=127)
+    assert machine.log() == []
+
+
+@pytest.mark.parametrize("words", [("check", "web01"), ("freeze", "web01", "--", "true")])
+def test_a_guest_without_an_agent(words: tuple[str, ...], made: EmbeddedFabric) -> None:
+    assert "run it there: hvsock agent" in invoke("vss", *words, code=1).stderr
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """The installed program."""
+    return subprocess.run([PROGRAM, *words], env=environment(), capture_output=True, timeout=PATIENCE, check=False)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import pytest
-
 assert sys.platform == "linux"
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -116,4 +114,5 @@ class Freezes(RuleBasedStateMachine):
         assert self.machine.is_frozen == (not self.machine.is_over and len(self.frozen) == self.count)
 
 
-TestFreezes = pytest.mark.filterwarnings("default")(Freezes.TestCase)
+Freezes.TestCase.settings = settings(max_examples=50, stateful_step_count=15)
+TestFreezes = Freezes.TestCase

@@ -18,6 +18,9 @@ _user = click.option("--user", metavar="USER", help="Whom to be there; by defaul
 _timeout = click.option(
     "--timeout", metavar="SECONDS", type=click.FloatRange(min=0.001), help="How long the guest may take to answer."
 )
+_wait = click.option(
+    "--wait", metavar="SECONDS", type=click.FloatRange(min=0), help="First wait so long for the agent to be there."
+)
 
 
 @click.command("exec")
@@ -28,6 +31,7 @@ _timeout = click.option(
 @click.option("--cwd", metavar="FOLDER", help="Where it runs; by default in the user's home.")
 @click.option("--tty", is_flag=True, help="Give it a terminal.")
 @_timeout
+@_wait
 def exec_(
     vm: str,
     command: tuple[str, ...],
@@ -36,6 +40,7 @@ def exec_(
     cwd: str | None,
     tty: bool,
     timeout: float | None,
+    wait: float | None,
 ) -> int:
     """Run COMMAND in a guest, by its agent: hvsock exec VM [OPTIONS] -- COMMAND...
 
@@ -49,19 +54,21 @@ def exec_(
         if not name or not equals:
             raise UsageError(f"--env {one}: write NAME=VALUE")
         environment[name] = value
-    line = shlex.join(command)
+    line = f"exec {shlex.join(command)}"  # a shell between would get its signals too, and end by them
     if cwd is not None:
-        line = f"cd -- {shlex.quote(cwd)} && exec {line}"
-    return attend(vm, line, user=user, environment=environment, terminal=tty, timeout=timeout)
+        line = f"cd -- {shlex.quote(cwd)} && {line}"
+    return attend(vm, line, user=user, environment=environment, terminal=tty, timeout=timeout, wait=wait)
 
 
 @click.command()
 @click.argument("vm", shell_complete=complete_partitions)
 @_user
 @_timeout
-def shell(vm: str, user: str | None, timeout: float | None) -> int:
+@_wait
+def shell(vm: str, user: str | None, timeout: float | None, wait: float | None) -> int:
     """Sit down at a shell in a guest, by its agent.
 
-    It gets a terminal where standard input is one. The exit code is the shell's own, and 255 where it is not known.
+    It gets a terminal where standard input is one. The exit code is the shell's own, and 255 where it is not
+    known.
     """
-    return attend(vm, None, user=user, terminal=sys.stdin.isatty(), timeout=timeout)
+    return attend(vm, None, user=user, terminal=sys.stdin.isatty(), timeout=timeout, wait=wait)

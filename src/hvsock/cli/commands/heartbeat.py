@@ -16,7 +16,7 @@ from hvsock import transport
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.fabric import paths
-from hvsock.services.agenthood import default_state_folder
+from hvsock.services.agenthood import own_state_folder
 from hvsock.services.predefined.heartbeat.applications import ApplicationState, tell_for, telling
 from hvsock.transport import Transport
 
@@ -76,4 +76,4 @@ def _state_folder() -> str:
     own_machine = transport.chosen() is Transport.VSOCK
     if not own_machine and paths.speaks_for_host(paths.fabric_folder()):
         raise UsageError("this is the host; programs tell their state in guests, see: hvsock run --help")
-    return default_state_folder(own_machine, paths.partition_folder())
+    return own_state_folder()

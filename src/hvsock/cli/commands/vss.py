@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -19,6 +20,8 @@ from hvsock.services.predefined.vss.interface import FREEZE_SECONDS, MAX_FREEZE_
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
+
+T = TypeVar("T")
 
 _HERE: Final = "hvsock.cli.commands.vss"
 COMMANDS: Final = {
@@ -40,7 +43,7 @@ def check(vm: str, as_json: bool) -> int:
 
     The exit code is 1 where it could not be frozen.
     """
-    found = asyncio.run(_checked(vm))
+    found = _run(vm, _checked(vm))
     systems = [
         {"path": one.path, "source": one.source, "kind": one.kind, "obstacle": one.obstacle or None}
         for one in found.file_systems
@@ -57,20 +60,44 @@ def check(vm: str, as_json: bool) -> int:
                 "hooks": hooks,
             }
         )
-        return ExitCode.FAILED if found.obstacle else ExitCode.OK
-    columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
-    rows = [
-        (one.path, one.kind, one.source, mark(not one.obstacle), one.obstacle or "-") for one in found.file_systems
-    ]
-    print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
-    for hook in found.hooks:
-        click.echo(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}")
-    if found.frozen:
-        click.echo("a freeze is under way")
+    else:
+        _print(found)
     if found.obstacle:
         say(f"{vm} cannot be frozen: {found.obstacle}")
         return ExitCode.FAILED
     return ExitCode.OK
+
+
+def _print(found: Checked) -> None:
+    columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
+    rows = [
+        [
+            *(_printable(text) for text in (one.path, one.kind, one.source)),
+            mark(not one.obstacle),
+            _printable(one.obstacle) or "-",
+        ]
+        for one in found.file_systems
+    ]
+    print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
+    for hook in found.hooks:
+        click.echo(_printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
+    if found.frozen:
+        click.echo("a freeze is under way")
+
+
+def _run(vm: str, work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except ConnectionRefusedError:
+        # asyncio's own text names the address alone
+        raise CommandError(
+            f"no agent serves VSS in {vm}; run it there: hvsock agent; see: hvsock integration list {vm}"
+        ) from None
+
+
+def _printable(text: str) -> str:
+    """What a guest says, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 async def _checked(vm: str) -> Checked:
@@ -97,7 +124,7 @@ def freeze(vm: str, timeout: float, as_json: bool, command: tuple[str, ...]) -> 
     """
     if shutil.which(command[0]) is None:
         raise CommandError(f"there is no command {command[0]!r}", ExitCode.NO_SUCH_COMMAND)
-    return asyncio.run(_freeze(vm, timeout, as_json, command))
+    return _run(vm, _freeze(vm, timeout, as_json, command))
 
 
 async def _freeze(vm: str, timeout: float, as_json: bool, command: tuple[str, ...]) -> int:

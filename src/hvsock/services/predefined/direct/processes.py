@@ -164,7 +164,7 @@ async def started(
 
     Args:
         user: whom it runs as.
-        command: for the user's shell; None for a login shell.
+        command: for :data:`SHELL`; None for the user's login shell.
         environment: what the client adds.
         terminal: the terminal it gets; None for pipes.
 
@@ -175,11 +175,9 @@ async def started(
     if len(environment) > MAX_ENVIRONMENT:
         raise StateError(f"a command gets at most {MAX_ENVIRONMENT} variables")
     environ = {**user.environment(os.environ), **environment}
-    name = os.path.basename(user.shell)
-    arguments = [user.shell, "-l"] if command is None else [user.shell, "-c", command]
-    if not os.access(user.shell, os.X_OK):
-        raise StateError(f"the shell of {user.name}, {user.shell}, cannot be run")
-    home = user.home if os.path.isdir(user.home) else "/"
+    # commands are for a shell that everybody's quoting is right for, also those of users without a login
+    arguments = [user.shell, "-l"] if command is None else [SHELL, "-c", command]
+    home = user.home if await asyncio.to_thread(os.path.isdir, user.home) else "/"
     if terminal is None:
         return Process(await _spawn(arguments, user, environ, home, asyncio.subprocess.PIPE), None)
     master, slave = os.openpty()
@@ -190,7 +188,7 @@ async def started(
         if user.other:
             os.chown(path, user.uid, -1)
         environ["TERM"] = terminal.kind or "dumb"
-        arguments = [SHELL, "-c", _ON_TERMINAL, name, path, *arguments]
+        arguments = [SHELL, "-c", _ON_TERMINAL, SHELL, path, *arguments]
         child = await _spawn(arguments, user, environ, home, asyncio.subprocess.DEVNULL)
         # the child opens the terminal by its path, and nobody may have it closed meanwhile: that reads as its end
         return _WithSlave(child, master, slave)

@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 import asyncssh
+from asyncssh.channel import SSHChannel
 
 from hvsock.errors import HvsockError, RefusedError
 from hvsock.services.policy import Policy
@@ -21,6 +22,7 @@ if sys.platform != "linux":
     raise ImportError("the agent runs in Linux guests")
 
 log = logging.getLogger(__name__)
+logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it tells every step; what is asked for is told here
 
 MAX_SESSIONS: Final = 64
 """Commands, shells and SFTP sessions at once, over all connections: each is a process, or some 100 KiB."""
@@ -149,7 +151,8 @@ class Session(asyncssh.SSHServerProcess[bytes]):
         self._counted = True
         server.sessions.count += 1
 
-    def _sftp(self, channel: asyncssh.SSHChannel[bytes]) -> asyncssh.SFTPServer:
+    def _sftp(self, channel: SSHChannel[bytes]) -> asyncssh.SFTPServer:
+        assert isinstance(channel, asyncssh.SSHServerChannel)
         return asyncssh.SFTPServer(channel)
 
     def subsystem_requested(self, subsystem: str) -> bool:

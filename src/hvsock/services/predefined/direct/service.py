@@ -26,7 +26,7 @@ if sys.platform != "linux":
 log = logging.getLogger(__name__)
 
 FIRST_BYTE_SECONDS: Final = 60.0
-"""How long a connection may say nothing, and take for its hand-over; an emulated guest loads asyncssh meanwhile."""
+"""How long a connection may say nothing, and take for its hand-over; an emulated guest loads asyncssh in it."""
 _SERVER: Final = "hvsock.services.predefined.direct.server"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -11,6 +12,9 @@ from typing import Final
 from hvsock.errors import HvsockError, LostError, ProtocolError
 
 from .frames import BLOCK_BYTES, HEADER, MAX_BODY_BYTES, Kind, error_frame, error_of, frame, header_of
+
+if sys.platform != "linux":
+    raise ImportError("file copy needs Linux: folders are opened relative to each other, and never through links")
 
 STALL_SECONDS: Final = 120.0
 """How long a peer may be silent: a file system that syncs gigabytes is."""

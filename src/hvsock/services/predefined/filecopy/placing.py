@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -21,6 +22,9 @@ from hvsock.errors import BusyError, DuplicateError, RefusedError, UsageError
 from .frames import BLOCK_BYTES, Counts, Failure, Meta, Overwrite, why
 from .sending import MAX_FAILURES, prefix_crc
 from .walking import named, open_folder, shown
+
+if sys.platform != "linux":
+    raise ImportError("file copy needs Linux: folders are opened relative to each other, and never through links")
 
 SYNC_FILES: Final = 128
 """Most files that wait for a sync; each holds a descriptor, and its folder another."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ from .frames import (
 from .placing import HOPELESS, Folder, Partial, Placer, check_room
 from .sending import MAX_FAILURES, Progress, Report
 from .walking import MAX_DEPTH
+
+if sys.platform != "linux":
+    raise ImportError("file copy needs Linux: folders are opened relative to each other, and never through links")
 
 MAX_ENTRIES: Final = 1_000_000
 """Files, folders and links in one copy, where nobody says otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from .frames import (
     why,
 )
 from .walking import Found, opened_parent, plan_of, walk
+
+if sys.platform != "linux":
+    raise ImportError("file copy needs Linux: folders are opened relative to each other, and never through links")
 
 MAX_FAILURES: Final = 1_000
 """Most failures that are told one by one: more help nobody, and would hold a host's memory."""

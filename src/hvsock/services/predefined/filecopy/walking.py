@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,9 @@ from typing import Final
 from hvsock.errors import NotFoundError, RefusedError, UsageError
 
 from .frames import Plan, why
+
+if sys.platform != "linux":
+    raise ImportError("file copy needs Linux: folders are opened relative to each other, and never through links")
 
 MAX_DEPTH: Final = 100
 """Most folders within each other: each costs both sides a descriptor."""

@@ -11,13 +11,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Final, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import Final, Self, cast
 
 from hvsock.errors import HvsockError, LostError, ProtocolError, UsageError
 from hvsock.services.connecting import Connector, standing_for
 
-from .protocol import Beat, Heartbeat
+from .protocol import Beat, Heartbeat, Pulse
 from .status import BEAT_SECONDS, Health, Heart
 
 if sys.platform != "linux":
@@ -139,7 +139,8 @@ class Monitor:
                         raise LostError(f"no answer for {SILENT_SECONDS:g} s")
 
         try:
-            async with contextlib.aclosing(guest.beat(beats())) as pulses:  # type: ignore[type-var]
+            pulses = cast("AsyncGenerator[Pulse, None]", guest.beat(beats()))
+            async with contextlib.aclosing(pulses):
                 async for pulse in pulses:
                     heart.answer(pulse, time.monotonic())
                     answered.set()

@@ -14,8 +14,8 @@ MAX_ROUND_TRIP: Final = SECOND // 2
 """A sample with a longer round trip is stale: half of it is what the offset may be wrong by. Local ones take
 a millisecond, and those of an emulated guest some ten."""
 MAX_DRIFT: Final = SECOND // 20
-"""Most nanoseconds by which the two monotonic clocks may have moved apart since a sample, which crystals do in
-minutes: beyond it, one of the machines was paused, and the sample is stale."""
+"""Most nanoseconds by which the guest's monotonic clock may fall behind the host's since a sample, which crystals
+do in minutes: beyond it, the guest was paused, its clock stood still, and the sample is stale."""
 MAX_AGE: Final = 10 * SECOND
 """A sample that is older, by the host's monotonic clock, is stale."""
 
@@ -78,10 +78,11 @@ def why_stale(best: Measurement | None, host_monotonic: int, guest_monotonic: in
     guest_moved = guest_monotonic - best.guest_monotonic
     if host_moved < 0:
         return "the host's monotonic clock went back: this is of a host that was restored, or no host's"
-    if host_moved > MAX_AGE:
-        return f"the sample is {host_moved / SECOND:.1f} s old, and {MAX_AGE / SECOND:g} s is the most"
-    if abs(host_moved - guest_moved) > MAX_DRIFT:
-        return f"one machine was paused for {milliseconds(abs(host_moved - guest_moved))} since the sample"
+    if (age := max(host_moved, guest_moved)) > MAX_AGE:
+        return f"the sample is {age / SECOND:.1f} s old, and {MAX_AGE / SECOND:g} s is the most"
+    # the guest's may be ahead by what the last message was under way, and behind by what the sample was
+    if (paused := host_moved - guest_moved) > MAX_DRIFT + best.round_trip:
+        return f"the guest was paused for {milliseconds(paused)} since the sample"
     return ""
 
 

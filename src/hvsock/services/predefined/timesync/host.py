@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from hvsock.errors import LostError, ProtocolError
 from hvsock.services.connecting import CONNECT_SECONDS, connect
@@ -94,7 +94,8 @@ class _Exchange:
             OSError, HvsockError: it was not answered.
         """
         number = 0
-        async with contextlib.aclosing(guest.synchronize(self._samples())) as stamps:  # type: ignore[type-var]
+        stamps = cast("AsyncGenerator[Stamp, None]", guest.synchronize(self._samples()))
+        async with contextlib.aclosing(stamps):
             async for stamp in stamps:
                 arrived = time.time_ns()
                 number += 1

@@ -86,6 +86,9 @@ class GuestVss(Vss):
         freeze = _Freeze(self._setting, first.timeout, reports)
         self._task = task = asyncio.create_task(freeze.run())
         asking = asyncio.create_task(_thaw_wanted(questions, freeze))
+        asking.add_done_callback(
+            lambda one: None if one.cancelled() or one.exception() is None else freeze.let_go()
+        )
         try:
             while (report := await reports.get()) is not None:
                 if isinstance(report, HvsockError):
@@ -122,11 +125,10 @@ class GuestVss(Vss):
 
 async def _thaw_wanted(questions: AsyncIterator[Request], freeze: _Freeze) -> None:
     """Thaw once the host says so, or says nothing any more."""
-    with contextlib.suppress(HvsockError):
-        async for request in questions:
-            if request.step is Step.THAW:
-                freeze.thaw()
-                return
+    async for request in questions:
+        if request.step is Step.THAW:
+            freeze.thaw()
+            return
     freeze.let_go()
 
 

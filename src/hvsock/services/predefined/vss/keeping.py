@@ -25,7 +25,7 @@ from .kernel import Kernel, Linux
 if sys.platform != "linux":
     raise ImportError("file systems are frozen by Linux")
 
-KEEPER: Final = (sys.executable, "-m", "hvsock.services.predefined.vss.keeper")
+KEEPER: Final = (sys.executable, "-P", "-m", "hvsock.services.predefined.vss.keeper")
 """The command of a keeper, before its order."""
 GRACE_SECONDS: Final = 2.0
 """How much later than its time a keeper may be before the agent thaws in its place; a thaw takes milliseconds."""
@@ -159,12 +159,13 @@ class _Held(logging.Handler):
 def log_held_back() -> Iterator[None]:
     """Hold the log of this process back: it may go to a frozen disk, and this process would wait for it."""
     root = logging.getLogger()
-    held, handlers = _Held(), root.handlers
-    root.handlers = [held]
+    held, handlers = _Held(), root.handlers[:]
+    root.handlers[:] = [held]
     try:
         yield
     finally:
-        root.handlers = handlers
+        root.removeHandler(held)
+        root.handlers[:0] = handlers
         for record in held.records:
             root.handle(record)
 

@@ -1,0 +1,315 @@
+"""Direct on a local partition: commands, signals, terminals, OpenSSH, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from hvsock.addresses import ServiceId
+from hvsock.constants import DIRECT
+from hvsock.services.policy import Policy
+from hvsock.sockets.aio import open_connection
+
+assert sys.platform == "linux"
+
+from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, with_guest
+
+needs_openssh = pytest.mark.skipif(
+    shutil.which("ssh") is None or shutil.which("sftp") is None,
+    reason="there is no ssh and sftp; as root: apt-get install -y openssh-client",
+)
+LARGE = os.urandom(1 << 20)
+
+
+async def wait_until_gone(pid: int) -> None:
+    """Wait until a process that is nobody's child here has ended."""
+    async with asyncio.timeout(PATIENCE):
+        while os.path.exists(f"/proc/{pid}"):
+            await asyncio.sleep(0.01)
+
+
+def test_exec(tmp_path: Path) -> None:
+    """Output, error output, exit status, variables, the folder, and arguments that no shell may touch."""
+
+    async def main(guest: Guest) -> None:
+        script = 'echo "$A|$1|$2"; pwd; echo err >&2; exit 7'
+        done = await guest.run(
+            *("hvsock", "exec", "web01", "--cwd", str(tmp_path), "--env", "A=b c", "--"),
+            *("sh", "-c", script, "sh", "a  'b", "$HOME"),
+        )
+        assert (done.code, done.out, done.err) == (7, f"b c|a  'b|$HOME\n{tmp_path}\n".encode(), b"err\n")
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_exec_ends_as_its_command_does(tmp_path: Path) -> None:
+    async def main(guest: Guest) -> None:
+        by_signal, unknown = await asyncio.gather(
+            guest.run("hvsock", "exec", "web01", "--", "sh", "-c", "kill -TERM $$"),
+            guest.run("hvsock", "exec", "web01", "no-such-command-here"),
+        )
+        assert by_signal.code == 128 + signal.SIGTERM
+        assert unknown.code == 127
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_streams(tmp_path: Path) -> None:
+    """1 MiB through a command both ways; and 8 MiB from one without input."""
+
+    async def main(guest: Guest) -> None:
+        echo, much = await asyncio.gather(
+            guest.run("hvsock", "exec", "web01", "cat", input=LARGE),
+            guest.run("hvsock", "exec", "web01", "--", "head", "-c", str(8 << 20), "/dev/zero"),
+        )
+        assert hashlib.sha256(echo.out).digest() == hashlib.sha256(LARGE).digest()
+        assert len(much.out) == 8 << 20
+        assert (echo.code, much.code) == (0, 0)
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_signals_go_through(tmp_path: Path) -> None:
+    """Also where the command does not read its input, of which there is more than every buffer takes."""
+    script = "trap 'echo got; exit 5' INT; echo ready; while :; do sleep 0.05; done"
+
+    async def main(guest: Guest) -> None:
+        process = await guest.start("hvsock", "exec", "web01", "--", "sh", "-c", script)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            assert await process.stdout.readline() == b"ready\n"
+            process.stdin.write(bytes(8 << 20))
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+        assert (process.returncode, out, err) == (5, b"got\n", b"")
+
+    with_guest(tmp_path / "state", main)
+
+
+@pytest.mark.parametrize("tty", [[], ["--tty"]])
+def test_a_killed_client_takes_its_command_along(tmp_path: Path, tty: list[str]) -> None:
+    async def main(guest: Guest) -> None:
+        process = await guest.start("hvsock", "exec", "web01", *tty, "--", "sh", "-c", "echo $$; exec sleep 1000")
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            pid = int(await process.stdout.readline())
+            process.kill()
+            await process.communicate()
+        await wait_until_gone(pid)
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_a_command_that_ignores_the_hangup_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvsock.services.predefined.direct.processes.HANGUP_SECONDS", 0.1)
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection:
+            process = await connection.create_process("trap '' HUP TERM; echo $$; while :; do sleep 0.05; done")
+            pid = int(await process.stdout.readline())
+        await wait_until_gone(pid)
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_an_agent_that_ends_is_told(tmp_path: Path) -> None:
+    """255, as with ssh, and one line."""
+
+    async def whole() -> None:
+        async with a_guest(tmp_path / "state") as guest:
+            process = await guest.start("hvsock", "exec", "web01", "--", "sh", "-c", "echo ready; exec sleep 1000")
+            assert process.stdout is not None
+            assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"ready\n"
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        assert process.returncode == 255
+        assert err.startswith(b"hvsock: web01: the connection ended in the midst of the command"), err
+        assert err.count(b"\n") == 1
+
+    asyncio.run(whole())
+
+
+def test_terminal(tmp_path: Path) -> None:
+    """It is the command's own, has the size that the client says, and changes with it."""
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection, asyncio.timeout(PATIENCE):
+            command = "trap 'stty size; exit 3' WINCH; tty; stty size; echo; while :; do sleep 0.05; done"
+            process = await connection.create_process(
+                command, request_pty="force", term_type="vt100", term_size=(81, 25)
+            )
+            assert (await process.stdout.readline()).startswith("/dev/pts/")
+            assert await process.stdout.readline() == "25 81\r\n"
+            process.change_terminal_size(100, 50)
+            assert "50 100\r\n" in await process.stdout.read()
+            await process.wait_closed()
+            assert process.exit_status == 3
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_shell(tmp_path: Path) -> None:
+    async def main(guest: Guest) -> None:
+        done = await guest.run("hvsock", "shell", "web01", input=b"echo in the shell; exit 3\n")
+        assert done.code == 3
+        assert b"in the shell\n" in done.out
+
+    with_guest(tmp_path / "state", main)
+
+
+@needs_openssh
+def test_openssh(tmp_path: Path) -> None:
+    """ssh by both ways, and sftp there and back, with what ssh-config printed and nothing else."""
+    config = tmp_path / "config"
+    (tmp_path / "here").write_bytes(LARGE)
+
+    async def main(guest: Guest) -> None:
+        printed = await guest.run("hvsock", "direct", "ssh-config", "web01")
+        assert printed.code == 0, printed.err
+        config.write_bytes(printed.out)
+        ssh = ("ssh", "-F", str(config))
+        by_proxy, by_connect, sftp = await asyncio.gather(
+            guest.run(*ssh, "web01", "cat; exit 6", input=LARGE),
+            guest.run(*ssh, "-o", "ProxyCommand=hvsock connect %n Direct", "web01", "echo here"),
+            guest.run(
+                *("sftp", "-b", "-", "-F", str(config), "web01"),
+                input=f"put {tmp_path}/here {tmp_path}/there\nget {tmp_path}/there {tmp_path}/back\n".encode(),
+            ),
+        )
+        assert (by_proxy.code, by_proxy.out == LARGE) == (6, True), by_proxy.err
+        assert (by_connect.code, by_connect.out) == (0, b"here\n"), by_connect.err
+        assert sftp.code == 0, sftp.err
+        assert (tmp_path / "back").read_bytes() == LARGE
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_policy(tmp_path: Path) -> None:
+    """What the guest denies is not done, and a command's client is told why."""
+
+    async def main(guest: Guest) -> None:
+        done = await guest.run("hvsock", "exec", "web01", "--", "touch", str(tmp_path / "made"))
+        assert done.code == 255
+        assert done.err == b"hvsock: direct.exec is denied by the policy of this side\n"
+        assert not (tmp_path / "made").exists()
+        async with guest.logged_in() as connection:
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await connection.start_sftp_client()
+
+    with_guest(tmp_path / "state", main, Policy.of(deny=["direct.exec", "direct.sftp"]))
+
+
+def test_forwarding_is_denied(tmp_path: Path) -> None:
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection:
+            for opened in (
+                connection.open_connection("127.0.0.1", 1),
+                connection.open_unix_connection(str(tmp_path / "socket")),
+            ):
+                with pytest.raises(asyncssh.ChannelOpenError):
+                    await opened
+            with pytest.raises(asyncssh.ChannelListenError):
+                await connection.forward_remote_port("127.0.0.1", 0, "127.0.0.1", 1)
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_sessions_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than there may be is refused, and one that ended leaves its place."""
+    monkeypatch.setattr("hvsock.services.predefined.direct.server.MAX_SESSIONS", 1)
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection, guest.logged_in() as other:
+            process = await connection.create_process("cat")
+            with pytest.raises(asyncssh.ChannelOpenError, match="1 sessions already"):
+                await other.run("true")
+            process.stdin.write_eof()
+            await process.wait()
+            assert (await other.run("echo again")).stdout == "again\n"
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_unknown_users_do_not_get_in(tmp_path: Path) -> None:
+    async def main(guest: Guest) -> None:
+        done = await guest.run("hvsock", "exec", "web01", "--user", "no-such-user", "true")
+        assert done.code == 255
+        assert b"does not let the host in as 'no-such-user'" in done.err
+
+    with_guest(tmp_path / "state", main)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start commands as somebody else; run it as root")
+@pytest.mark.parametrize("tty", [[], ["--tty"]])
+def test_another_user(tmp_path: Path, tty: list[str]) -> None:
+    """Also one without a login, on a terminal of its own; but not its files, which would be root's."""
+
+    async def main(guest: Guest) -> None:
+        done = await guest.run(
+            "hvsock", "exec", "web01", "--user", "nobody", *tty, "--", "sh", "-c", "id -un; id -G"
+        )
+        name, groups = done.out.split()
+        assert name == b"nobody", done
+        assert groups != b"0"
+        async with guest.logged_in("nobody") as connection:
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await connection.start_sftp_client()
+
+    with_guest(tmp_path / "state", main)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"X", b"H", b"HVSOCK-DIRECT 1 ssh-rsa AAAA\n", b"H" * 5000, b"SSH-2.0-x\r\n\0"]
+)
+def test_a_mistaken_client_harms_nobody(tmp_path: Path, said: bytes) -> None:
+    """Whatever comes first; the next client is served."""
+
+    async def main(guest: Guest) -> None:
+        address = (str(guest.id), ServiceId.from_port(DIRECT.port))
+        reader, writer = await open_connection(address, partition=guest.host)
+        writer.write(said)
+        writer.write_eof()
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+        writer.close()
+        async with guest.logged_in() as connection:
+            assert (await connection.run("echo here")).stdout == "here\n"
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_a_key_that_was_not_handed_over_does_not_get_in(tmp_path: Path) -> None:
+    async def main(guest: Guest) -> None:
+        from hvsock.sockets.aio import connected
+
+        async with guest.logged_in():
+            pass
+        sock = await connected((str(guest.id), ServiceId.from_port(DIRECT.port)), partition=guest.host)
+        with pytest.raises(asyncssh.PermissionDenied):
+            await asyncssh.run_client(
+                sock,
+                config=None,
+                username="root",
+                known_hosts=None,
+                agent_path=None,
+                client_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            )
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_an_idle_agent_has_not_loaded_asyncssh() -> None:
+    code = "import sys, hvsock.services.predefined.direct.service as s; s.Direct; print('asyncssh' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -61,7 +61,7 @@ def test_python_examples(page: Path, hvsock_fabric: EmbeddedFabric) -> None:
             assert doctest.DocTestRunner(optionflags=_FLAGS, verbose=False).run(test).failed == 0
             namespace.update(test.globs)
         else:
-            exec(compile(body, f"{_name(page)} block {number}", "exec"), namespace)
+            exec(compile(body, f"{_name(page)} block {number}", "exec", dont_inherit=True), namespace)
 
 
 class Shell:

@@ -16,6 +16,7 @@ from hvsock.transport import Transport
 _HERE: Final = "hvsock.cli.commands.service"
 _SETTINGS: Final = "hvsock.cli.commands.settings"
 _FILES: Final = "hvsock.cli.commands.files"
+_CODE: Final = "hvsock.cli.commands.service_code"
 COMMANDS: Final = {
     "register": Entry(f"{_HERE}:register", "Register a service under a friendly name."),
     "forward": Entry(f"{_HERE}:forward", "Make a service of an existing server, or take that back."),
@@ -27,6 +28,8 @@ COMMANDS: Final = {
     "access": Entry(f"{_SETTINGS}:access", "Say which users and groups may bind and connect."),
     "export": Entry(f"{_FILES}:export", "Write the registry as .reg, PowerShell or JSON."),
     "import": Entry(f"{_FILES}:import_", "Register the services of a .reg or JSON file."),
+    "new": Entry(f"{_CODE}:new", "Write a service of one's own to begin with."),
+    "serve": Entry(f"{_CODE}:serve", "Serve a service of a Python module."),
 }
 
 

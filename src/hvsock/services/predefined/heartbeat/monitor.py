@@ -11,13 +11,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from typing import Final, Self, cast
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final, Self
 
 from hvsock.errors import HvsockError, LostError, ProtocolError, UsageError
 from hvsock.services.connecting import Connector, standing_for
 
-from .protocol import Beat, Heartbeat, Pulse
+from .protocol import Beat, Heartbeat
 from .status import BEAT_SECONDS, Health, Heart
 
 if sys.platform != "linux":
@@ -139,8 +139,7 @@ class Monitor:
                         raise LostError(f"no answer for {SILENT_SECONDS:g} s")
 
         try:
-            pulses = cast("AsyncGenerator[Pulse, None]", guest.beat(beats()))
-            async with contextlib.aclosing(pulses):
+            async with contextlib.aclosing(guest.beat(beats())) as pulses:
                 async for pulse in pulses:
                     heart.answer(pulse, time.monotonic())
                     answered.set()

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 from hvsock.errors import LostError, ProtocolError
 from hvsock.services.connecting import CONNECT_SECONDS, connect
@@ -94,8 +94,7 @@ class _Exchange:
             OSError, HvsockError: it was not answered.
         """
         number = 0
-        stamps = cast("AsyncGenerator[Stamp, None]", guest.synchronize(self._samples()))
-        async with contextlib.aclosing(stamps):
+        async with contextlib.aclosing(guest.synchronize(self._samples())) as stamps:
             async for stamp in stamps:
                 arrived = time.time_ns()
                 number += 1

@@ -84,7 +84,7 @@ class GuestVss(Vss):
             raise BusyError("a freeze is under way already, or its hooks are; try again later")
         reports: asyncio.Queue[Report | HvsockError | None] = asyncio.Queue()
         freeze = _Freeze(self._setting, first.timeout, reports)
-        self._task = task = asyncio.create_task(freeze.run())
+        self._task = task = asyncio.create_task(self._run(freeze))
         asking = asyncio.create_task(_thaw_wanted(questions, freeze))
         asking.add_done_callback(
             lambda one: None if one.cancelled() or one.exception() is None else freeze.let_go()
@@ -98,6 +98,11 @@ class GuestVss(Vss):
             asking.cancel()
             freeze.let_go()
             await asyncio.wait({task, asking})
+
+    async def _run(self, freeze: _Freeze) -> None:
+        """Run it; the machine stays on meanwhile, as far as services have a say in that."""
+        with self._surroundings.holds.hold("file systems are frozen for a backup"):
+            await freeze.run()
 
     @property
     def _is_busy(self) -> bool:

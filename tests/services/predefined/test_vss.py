@@ -161,14 +161,19 @@ def test_all_is_frozen_within_and_thawed_after(made: EmbeddedFabric, machine: Ma
     machine.hook("README", mode=0o644)
     machine.hook("old~")
 
+    surroundings = Surroundings(True, str(machine.folder))
+
     async def work() -> None:
-        async with served(made, machine):
+        async with served(made, machine, service=GuestVss(surroundings, machine.setting)):
             async with frozen("web01", timeout=LONG) as freeze:
+                with pytest.raises(NotReadyError, match="frozen for a backup"):
+                    surroundings.holds.check()
                 assert [one.path for one in freeze.file_systems] == [
                     str(machine.folder / name) for name in reversed(NAMES)
                 ]
                 assert machine.log() == ["hook 10-first freeze", "hook 20-second freeze", *FROZEN]
             assert machine.log()[5:] == [*THAWED, "hook 20-second thaw", "hook 10-first thaw"]
+            surroundings.holds.check()
             assert freeze.warnings == []
             assert freeze.frozen_seconds > 0
             async with frozen("web01", timeout=LONG):

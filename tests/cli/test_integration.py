@@ -1,0 +1,97 @@
+"""`hvsock integration` and `hvsock agent`: what people type, and what they read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock.constants import INTEGRATION_SERVICES
+from hvsock.testing.fabric import EmbeddedFabric, fabric
+from tests.cli.helpers import ended, invoke, invoke_json, line_of, started
+
+IDLE_AGENT_MOST_BYTES = 48 << 20
+"""What an agent that waits may have in memory."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedFabric]:
+    """A fabric with a guest, which commands are in, too."""
+    with fabric() as found:
+        found.create_partition("web01")
+        monkeypatch.setenv("HVSOCK_DIR", found.folder)
+        monkeypatch.delenv("HVSOCK_PARTITION", raising=False)
+        yield found
+
+
+def listed() -> dict[str, dict[str, Any]]:
+    """The services of web01 by name."""
+    return {one["name"]: one for one in invoke_json("integration", "list", "web01")}
+
+
+def test_policy_without_an_agent(made: EmbeddedFabric) -> None:
+    before = listed()
+    assert list(before) == [one.name for one in INTEGRATION_SERVICES]
+    assert [name for name, one in before.items() if not one["enabled"]] == ["Guest Service Interface"]
+    assert before["Heartbeat"]["primary_status"] == "No Contact"
+    assert before["Heartbeat"]["secondary_status"] == "no agent answers; run it there: hvsock agent"
+    assert before["Guest Service Interface"]["primary_status"] == ""
+    assert invoke_json("integration", "enable", "web01", "guest service INTERFACE")["enabled"] is True
+    assert invoke_json("integration", "disable", "web01", "5180")["name"] == "Heartbeat"
+    after = listed()
+    assert after["Guest Service Interface"]["enabled"]
+    assert not after["Heartbeat"]["enabled"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("enable", "web01", "Heartbreak"), 5, "there is no integration service 'Heartbreak'"),
+        (("enable", "web02", "Heartbeat"), 5, "no partition is called 'web02'"),
+        (("list",), 2, "Missing argument"),
+    ],
+)
+def test_what_cannot_be_meant(made: EmbeddedFabric, arguments: tuple[str, ...], code: int, text: str) -> None:
+    assert text in invoke("integration", *arguments, code=code).stderr
+
+
+def test_an_agent_as_a_process(made: EmbeddedFabric, tmp_path: Path) -> None:
+    """It serves all that is enabled, is small while it waits, and ends by SIGTERM."""
+    config = tmp_path / "agent.toml"
+    config.write_text('off = ["VSS"]\n')
+    arguments = ("agent", "--state", str(tmp_path / "state"), "--config", str(config))
+    with started("run", "--partition", "web01", "--", sys.executable, "-m", "hvsock", *arguments) as process:
+        while "is ready" not in (line := line_of(process.stderr)):
+            assert line, "it ended"
+        found = listed()
+        served = [name for name, one in found.items() if one["primary_status"] == "OK"]
+        assert served == [name for name in found if name not in ("VSS", "Guest Service Interface")]
+        assert found["VSS"]["secondary_status"] == "off by guest"
+        with open(f"/proc/{process.pid}/statm", encoding="ascii") as file:
+            assert int(file.read().split()[1]) * 4096 < IDLE_AGENT_MOST_BYTES
+        process.terminate()
+        code, _, _ = ended(process)
+        assert code == 0
+
+
+def test_an_agent_that_cannot_run(made: EmbeddedFabric, tmp_path: Path) -> None:
+    assert "this is the host, which has no agent" in invoke("agent", code=2).stderr
+    guest = {"HVSOCK_PARTITION": f"{made.folder}/partitions/{made.create_partition('web02').id}"}
+    bad = tmp_path / "bad.toml"
+    for text, complaint in (
+        ("allow = 1", "not one of allow"),
+        ("[", "is not TOML"),
+        ('deny = ["A b"]', "no operation"),
+    ):
+        bad.write_text(text)
+        assert complaint in invoke("agent", "--config", str(bad), code=2, env=guest).stderr
+    assert "no configuration file" in invoke("agent", "--config", "nowhere", code=5, env=guest).stderr
+
+
+def test_the_unit_for_systemd() -> None:
+    assert "ExecStart=/usr/bin/env hvsock agent\n" in invoke("agent", "--unit").stdout

@@ -15,6 +15,7 @@ assert sys.platform == "linux"
 
 from hvsock.constants import GUEST_AGENT, HEARTBEAT
 from hvsock.errors import LostError, NotReadyError, RefusedError, UsageError
+from hvsock.fabric import client
 from hvsock.services import agent as module
 from hvsock.services.agent import Agent, GuestAgent, Question, Report, Running, running
 from hvsock.services.agenthood import Surroundings
@@ -159,7 +160,7 @@ def test_two_in_one_partition(world: World) -> None:
 
 
 def test_without_a_broker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.client, "REPLY_SECONDS", 0.1)
+    monkeypatch.setattr(client, "REPLY_SECONDS", 0.1)
     folder = str(world.folder / "nothing")
 
     async def test() -> None:

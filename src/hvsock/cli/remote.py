@@ -155,7 +155,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 async def _feed(process: asyncssh.SSHClientProcess[bytes]) -> None:
     """Read standard input in a thread, which ends with the process: it may be a file, a pipe or a terminal."""
     loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes] = asyncio.Queue(1)
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore()
 
     def read() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -164,7 +165,8 @@ async def _feed(process: asyncssh.SSHClientProcess[bytes]) -> None:
                     data = os.read(STANDARD_INPUT, CHUNK_BYTES)
                 except OSError:
                     data = b""
-                asyncio.run_coroutine_threadsafe(chunks.put(data), loop).result()
+                room.acquire()
+                loop.call_soon_threadsafe(chunks.put_nowait, data)
                 if not data:
                     return
 
@@ -173,6 +175,7 @@ async def _feed(process: asyncssh.SSHClientProcess[bytes]) -> None:
         while data := await chunks.get():
             process.stdin.write(data)
             await process.stdin.drain()
+            room.release()
         process.stdin.write_eof()
 
 

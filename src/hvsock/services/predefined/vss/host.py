@@ -162,7 +162,8 @@ async def frozen(
             except TimeoutError:
                 raise TimeoutError(f"{vm} was not frozen within {PREPARE_SECONDS:g} s, and is let go") from None
             if first is None or first.state is not State.FROZEN:
-                raise ProtocolError(f"{vm} does not say that it is frozen, but {first and first.state.name}")
+                said = "nothing" if first is None else first.state.name
+                raise ProtocolError(f"{vm} does not say that it is frozen, but {said}")
             freeze = Freeze(vm, answers, first, thaw)
             try:
                 yield freeze

@@ -9,6 +9,7 @@ import pytest
 
 assert sys.platform == "linux"
 
+from hvsock.constants import INTEGRATION_SERVICES
 from hvsock.vm.guest import DEMO_BYTES
 from tests.cli.helpers import hvsock
 from tests.vm.support import PATIENCE, guest_image, needs_qemu
@@ -25,4 +26,9 @@ def test_a_guest_and_its_host_echo_to_each_other() -> None:
     assert value["sha256_match"] is True
     assert value["vm"]["bytes_each_way"] == DEMO_BYTES == 64 << 20
     assert value["bytes_sent"] == value["bytes_received"] > 2 * DEMO_BYTES
-    assert [step["title"] for step in value["steps"]][-1] == "Switch it off"
+    tour = value["vm"]["integration_services"]
+    assert sorted(tour["services"]) == sorted(one.name for one in INTEGRATION_SERVICES)
+    assert tour["heartbeat"] == "OK"
+    assert tour["guest_system"].startswith("Debian GNU/Linux")
+    assert len(tour["file_sha256"]) == 64
+    assert [step["title"] for step in value["steps"]][-1] == "Shut it down by the service"

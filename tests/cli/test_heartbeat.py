@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,7 +24,7 @@ from hvsock.services.predefined.timesync.protocol import TimeSynchronization
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import EmbeddedFabric, fabric
 
-from .helpers import PROGRAM, invoke, invoke_json, started
+from .helpers import PROGRAM, invoke, invoke_json
 
 
 @pytest.fixture
@@ -74,27 +72,6 @@ def test_heartbeats(made: EmbeddedFabric, tmp_path: Path) -> None:
         invoke("heartbeat", "set", "unknown", "--state-folder", str(tmp_path))
         text = invoke("heartbeat", "web01").stdout
         assert text.splitlines()[1].split()[:4] == ["web01", "OK", "OK", "unknown"]
-
-
-def test_heartbeats_are_watched(made: EmbeddedFabric, tmp_path: Path) -> None:
-    guest = made.create_partition("web01")
-    watching = ("heartbeat", "web01", "--watch", "--json", "--interval", "0.1")
-    with started(*watching) as process:
-        assert process.stdout is not None
-
-        def until(status: str) -> dict[str, Any]:
-            assert process.stdout is not None
-            for line in process.stdout:
-                (found,) = json.loads(line)["heartbeats"]
-                if found["primary_status"] == status:
-                    return dict(found)
-            raise AssertionError("it ended")
-
-        until("No Contact")
-        with serving(guest.folder, tmp_path):
-            until("OK")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
 
 
 def test_a_state_is_held_for_as_long_as_the_command_runs(made: EmbeddedFabric, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ class ClientConnection:
         """End it, and wait until its socket is closed. Calling this twice is fine."""
         for channel in self._channels.values():
             channel.close()
-        self._connection.processor.close(reason="closed")
+        self._connection.abort()  # a peer that reads nothing would keep it open for as long as it likes
         await self._connection.ended
 
     async def ask(

@@ -192,3 +192,15 @@ class InventoryHere(Inventory):
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__()
         self.surroundings = surroundings
+
+
+def test_a_half_that_cannot_be_imported_leaves_the_others_alone(world: World) -> None:
+    async def test() -> None:
+        agent = world.agent(halves={**HALVES, HEARTBEAT.name: "hvsock.services.nowhere:Nothing"})
+        async with running(agent, world.guest.folder), world.asking() as remote:
+            found = {one.name: one for one in (await remote.report(Question())).services}
+            assert found[HEARTBEAT.name].state == Running.FAILED
+            assert "nowhere" in found[HEARTBEAT.name].reason
+            assert found[GUEST_AGENT.name].state == Running.RUNNING
+
+    world.run(test)

@@ -200,8 +200,8 @@ class Agent:
             self._serving[name] = await open_serving(
                 service, HV_GUID_PARENT, self._partition, self._surroundings.policy
             )
-        except (OSError, HvsockError) as error:
-            self._states[name] = (Running.FAILED, str(error))
+        except Exception as error:  # one service that is broken, in whatever way, leaves the others alone
+            self._states[name] = (Running.FAILED, str(error) or type(error).__name__)
             if before != self._states[name]:
                 log.warning("%s cannot be served: %s", name, error)
             return

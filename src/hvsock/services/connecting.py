@@ -10,7 +10,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, TypeVar
 
-from hvsock.errors import HvsockError, LostError, NoFabricError, NotFoundError, NotReadyError, ProtocolError
+from hvsock.errors import (
+    HvsockError,
+    LostError,
+    NegotiationError,
+    NoFabricError,
+    NotFoundError,
+    NotReadyError,
+    ProtocolError,
+)
 from hvsock.sockets.aio import connected
 from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WORTH_WAITING
 
@@ -104,6 +112,8 @@ class Connector:
                 first = await anext(answers, None)
             if first is None:
                 raise LostError(f"{self} ended the negotiation")
+            if first.version not in offer.versions or not set(first.features) <= set(offer.features):
+                raise NegotiationError(f"{self} picked version {first.version}, or a feature, never offered")
             self.accepted = first
             if not ready and not first.ready:
                 return

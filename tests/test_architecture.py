@@ -42,13 +42,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
+    "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.virtio"),
     "hvsock.relay": (
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
-        "hvsock.sockets",
+        *("hvsock.sockets", "hvsock.kept"),
     ),
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
@@ -62,7 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
-        "hvsock.notify",
+        *("hvsock.notify", "hvsock.kept"),
         "hvsock.relay",
     ),
     "hvsock.__main__": ("hvsock.cli",),

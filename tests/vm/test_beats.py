@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 assert sys.platform == "linux"
 
-from hvsock.fabric import paths
-from hvsock.vm.runs import Run
-from tests.cli.helpers import environment
 from tests.cli.helpers import hvsock as command
-from tests.faults.processes import BrokerProcess
-from tests.vm.support import PATIENCE, guest_image, needs_qemu, wait_for_line, wait_until
+from tests.vm.support import PATIENCE, needs_qemu, wait_until
+from tests.vm.traffic.world import Kind, World
 
 pytestmark = [needs_qemu, pytest.mark.timeout(3 * PATIENCE)]
 
@@ -26,22 +22,20 @@ LATE: Final = 3600
 """Seconds by which the guest's clock is set back."""
 NEAR_NANOSECONDS: Final = 100_000_000
 """How near it has to be in the end."""
-BEHIND: Final = f'date -s "@$(($(date +%s) - {LATE}))" && echo "the clock is behind" && exec sleep 99999'
+WRONG_CLOCK: Final = ("-rtc", "base=2020-01-01T00:00:00")
+"""The machine's own clock, from which a guest has its time when it boots."""
 
 
 @pytest.fixture
-def fabric() -> Iterator[str]:
-    """A fabric's folder, with a broker in a process of its own."""
-    folder = tempfile.mkdtemp(prefix="hvsock-vm-")
-    broker = BrokerProcess(folder)
-    yield folder
-    broker.kill()
-    shutil.rmtree(folder)
+def world(tmp_path: Path) -> Iterator[World]:
+    """A fabric that keeps clocks right, with one guest, whose machine has a wrong one."""
+    made = World(tmp_path, {"web01": Kind("6.12", 1, options=WRONG_CLOCK)}, timesync=True)
+    yield made
+    made.close()
 
 
-def test_a_guest_is_watched_and_its_clock_set(fabric: str) -> None:
-    guest_image()
-    env = environment(**{paths.FOLDER_VARIABLE: fabric})
+def test_a_guest_is_watched_and_its_clock_set(world: World) -> None:
+    env = world.environment
 
     def asked(*words: str) -> Any:
         return json.loads(command(*words, "--json", env=env, seconds=PATIENCE).stdout)
@@ -49,22 +43,34 @@ def test_a_guest_is_watched_and_its_clock_set(fabric: str) -> None:
     def becomes(status: str) -> None:
         wait_until(lambda: asked("heartbeat", "web01")["heartbeats"][0]["primary_status"] == status)
 
-    command("vm", "start", "web01", "--accel", "tcg", "--wait", "--run", BEHIND, env=env, seconds=PATIENCE)
-    try:
-        wait_for_line(Run(fabric, "web01"), "the clock is behind")
-        found = asked("timesync", "web01", "--wait", str(PATIENCE))
-        assert found["offset_ns"] == pytest.approx(LATE * 10**9, abs=10 * 10**9)
-        refused = command("timesync", "web01", "--slew", env=env, code=1, seconds=PATIENCE)
-        assert b"set it" in refused.stderr
-        assert asked("timesync", "web01", "--set")["done"] == "set"
+    def is_right() -> bool:
         found = asked("timesync", "web01")
-        assert abs(found["offset_ns"]) - found["round_trip_ns"] // 2 < NEAR_NANOSECONDS
-        assert asked("timesync", "web01", "--slew")["done"] == "slewed"
+        return abs(found["offset_ns"]) - found["round_trip_ns"] // 2 < NEAR_NANOSECONDS
 
-        becomes("OK")
-        command("vm", "pause", "web01", env=env)
-        becomes("Paused")
-        command("vm", "resume", "web01", env=env)
-        becomes("OK")
-    finally:
-        command("vm", "stop", "web01", "--now", env=env, seconds=PATIENCE)
+    def set_back() -> None:
+        code, said = guest.output("sh", "-c", f'date -s "@$(($(date +%s) - {LATE}))"')
+        assert code == 0, said
+
+    guest = world.guest("web01")
+    assert guest.output("date", "+%Y")[1] == b"2020\n"
+    asked("timesync", "web01", "--wait", str(PATIENCE))
+    wait_until(is_right)  # nobody has asked for it
+    assert guest.output("date", "+%Y")[1] != b"2020\n"
+
+    set_back()
+    found = asked("timesync", "web01")
+    assert found["offset_ns"] == pytest.approx(LATE * 10**9, abs=10 * 10**9)
+    refused = command("timesync", "web01", "--slew", env=env, code=1, seconds=PATIENCE)
+    assert b"set it" in refused.stderr
+
+    becomes("OK")
+    command("vm", "pause", "web01", env=env)
+    becomes("Paused")
+    command("vm", "resume", "web01", env=env)
+    becomes("OK")
+    wait_until(is_right)  # a guest that was paused is set, and nobody has asked for it
+
+    set_back()
+    assert asked("timesync", "web01", "--set")["done"] == "set"
+    assert is_right()
+    assert asked("timesync", "web01", "--slew")["done"] == "slewed"

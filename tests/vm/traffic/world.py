@@ -53,12 +53,14 @@ class Kind:
         cpus: its processors.
         group: the group that it is a member of.
         data_disks: the files of its data disks.
+        options: more words for QEMU.
     """
 
     series: str
     cpus: int
     group: str | None = None
     data_disks: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 class RemoteSocket:
@@ -175,6 +177,7 @@ class Guest:
         words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
         words += ["--group", self.kind.group] if self.kind.group else []
         words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
+        words += [word for option in self.kind.options for word in ("--qemu", option)]
         words += ["--overlay", str(self._world.overlay)]
         words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
         done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)
@@ -293,9 +296,12 @@ class World:
         folder: the fabric's folder.
         kinds: its guests, by name.
         brought: a folder that goes over the guests' files.
+        timesync: whether the guests' clocks are kept right.
     """
 
-    def __init__(self, folder: Path, kinds: dict[str, Kind], brought: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, kinds: dict[str, Kind], brought: Path | None = None, *, timesync: bool = False
+    ) -> None:
         self.folder = str(folder / "fabric")
         self.overlay = folder / "overlay"
         target = self.overlay / "root" / "tests" / "vm" / "guest_scripts"
@@ -306,7 +312,7 @@ class World:
             shutil.copytree(brought, self.overlay, dirs_exist_ok=True, symlinks=True)
         self.environment = {**os.environ, paths.FOLDER_VARIABLE: self.folder}
         self.environment.pop(paths.PARTITION_VARIABLE, None)
-        self.broker = BrokerProcess(self.folder)
+        self.broker = BrokerProcess(self.folder, timesync=timesync)
         self._ports = itertools.count(61_000)
         self._guests = {name: Guest(self, name, kind) for name, kind in kinds.items()}
         self.register(agent.PORT)

@@ -1,0 +1,224 @@
+"""The agent survives pauses, resets, its own end and the broker's; the services answer again by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock.errors import HvsockError
+from hvsock.services.agent import GuestAgent
+from hvsock.services.agent import Question as AgentQuestion
+from hvsock.services.connecting import connect
+from hvsock.services.predefined.direct.connecting import logged_in
+from hvsock.services.predefined.direct.hostkeys import HostKeys
+from hvsock.services.predefined.filecopy.copying import copy_to
+from hvsock.services.predefined.heartbeat.monitor import Monitor
+from hvsock.services.predefined.heartbeat.status import Status
+from hvsock.services.predefined.kvp.host import exchange as data_exchange
+from hvsock.services.predefined.kvp.pools import Pool
+from hvsock.services.predefined.shutdown.interface import Question, ShutdownService
+from hvsock.services.predefined.timesync.host import exchange as clock_exchange
+from hvsock.services.predefined.timesync.protocol import Kind as ClockKind
+from hvsock.services.predefined.timesync.protocol import TimeSynchronization
+from hvsock.services.predefined.vss.interface import Check, Vss
+from hvsock.vm import control
+from tests.cli.helpers import hvsock as command
+from tests.support import sample
+from tests.vm.support import PATIENCE, needs_qemu
+from tests.vm.traffic.world import Guest, World
+
+EVENTS: Final = sample(5, 100)
+pytestmark = [needs_qemu, pytest.mark.timeout(PATIENCE * (2 + EVENTS))]
+
+SEED: Final = 4
+TRY_SECONDS: Final = 30.0
+"""How long one question may take: an emulated guest loads much for its first login."""
+LOOK_SECONDS: Final = 0.05
+"""Pause before a question that failed is asked again, by those that promise no such thing themselves."""
+
+Ask = Callable[[], Awaitable[object]]
+
+
+class Services:
+    """Every service of a guest, asked by objects of the host that stay the same whatever happens.
+
+    Args:
+        asks: what asks each, by its name, and raises where it is not answered.
+        monitor: the heartbeats.
+        shutdown: tells one start of the agent from another.
+        agent: tells its process.
+    """
+
+    def __init__(
+        self, asks: dict[str, Ask], monitor: Monitor, vm: str, shutdown: ShutdownService, agent: GuestAgent
+    ) -> None:
+        self._asks = asks
+        self._monitor = monitor
+        self._vm = vm
+        self._shutdown = shutdown
+        self._agent = agent
+
+    async def instance(self) -> str:
+        """The agent's own, another one after each start."""
+        return (await self._shutdown.pending(Question(), timeout=TRY_SECONDS)).instance
+
+    async def pid(self) -> int:
+        """The agent's process."""
+        return (await self._agent.report(AgentQuestion(), timeout=TRY_SECONDS)).pid
+
+    async def another(self, than: str) -> None:
+        """Wait until an agent serves that is another."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with contextlib.suppress(OSError, HvsockError):
+                    if await self.instance() != than:
+                        return
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def recovered(self) -> dict[str, float]:
+        """Wait until each has answered a question that was asked from now on; the seconds that each took."""
+        since = time.monotonic()
+        times: dict[str, float] = {}
+
+        async def wait(name: str, ask: Ask) -> None:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await ask()
+                        break
+                    except (OSError, HvsockError):
+                        await asyncio.sleep(LOOK_SECONDS)
+            times[name] = round(time.monotonic() - since, 2)
+
+        def beats() -> bool:
+            health = self._monitor.health(self._vm)
+            fresh = health.answered is not None and time.monotonic() - health.answered > since
+            return fresh and health.primary is Status.OK
+
+        async with asyncio.TaskGroup() as group:
+            for name, ask in self._asks.items():
+                group.create_task(wait(name, ask))
+            group.create_task(wait("heartbeat", lambda: self._monitor.wait(beats)))
+        return times
+
+
+@contextlib.asynccontextmanager
+async def services_of(guest: Guest, keys: HostKeys, folder: Path) -> AsyncIterator[Services]:
+    """All services of a guest, once it serves them."""
+    vm = guest.name
+    numbers = itertools.count()
+    source = folder / "file"
+    source.write_bytes(os.urandom(1 << 16))
+    async with contextlib.AsyncExitStack() as stack:
+        monitor = await stack.enter_async_context(Monitor([vm]))
+        values = await stack.enter_async_context(data_exchange(vm, wait=True, timeout=PATIENCE))
+        clock = await stack.enter_async_context(connect(TimeSynchronization, vm, wait=True, timeout=PATIENCE))
+        shutdown = await stack.enter_async_context(connect(ShutdownService, vm, wait=True, timeout=PATIENCE))
+        vss = await stack.enter_async_context(connect(Vss, vm, wait=True, timeout=PATIENCE))
+        agent = await stack.enter_async_context(connect(GuestAgent, vm, wait=True, timeout=PATIENCE))
+
+        async def exchange() -> None:
+            value = str(next(numbers)).encode()
+            await values.set({"recovery": value})
+            assert (await values.get("recovery", Pool.EXTERNAL)).value == value
+
+        async def copy() -> None:
+            outcome = await copy_to(vm, source, Path(f"/tmp/recovery{next(numbers)}"))
+            assert not outcome.failures, outcome
+
+        async def execute() -> None:
+            word = f"word{next(numbers)}"
+            async with logged_in(guest.vm_id, keys) as connection:
+                assert (await connection.run(f"echo {word}")).stdout == f"{word}\n"
+
+        yield Services(
+            {
+                "time synchronisation": lambda: clock_exchange(clock, lambda best: ClockKind.PROBE),
+                "data exchange": exchange,
+                "shutdown": lambda: shutdown.pending(Question(), timeout=TRY_SECONDS),
+                "backup": lambda: vss.check(Check(), timeout=TRY_SECONDS),
+                "file copy": copy,
+                "Direct": execute,
+                "agent": lambda: agent.report(AgentQuestion(), timeout=TRY_SECONDS),
+            },
+            monitor,
+            vm,
+            shutdown,
+            agent,
+        )
+
+
+class Events:
+    """What happens to a guest, its agent and its broker; each returns once they are there again."""
+
+    def __init__(self, world: World, guest: Guest, services: Services) -> None:
+        self._world = world
+        self._guest = guest
+        self._services = services
+
+    async def pause(self) -> None:
+        """A pause of the VM."""
+        await asyncio.to_thread(control.ask, self._guest.run, "pause")
+        await asyncio.to_thread(control.ask, self._guest.run, "resume")
+
+    async def reset(self) -> None:
+        """A reset of the VM, whose agent comes with it."""
+        before = await self._services.instance()
+        await asyncio.to_thread(control.ask, self._guest.run, "reset")
+        self._guest.forget()
+        await self._services.another(before)
+
+    async def broker(self) -> None:
+        """A broker that is killed, and another."""
+        await asyncio.to_thread(self._world.broker.kill)
+        await asyncio.to_thread(self._world.broker.start)
+
+    async def agent(self) -> None:
+        """An agent that is killed, and which init starts again."""
+        before, pid = await self._services.instance(), await self._services.pid()
+        code, said = await asyncio.to_thread(self._guest.output, "kill", "-9", str(pid))
+        assert code == 0, said
+        await self._services.another(before)
+
+
+def chosen(count: int) -> list[str]:
+    """So many events at random, each kind once before any comes again."""
+    generator = random.Random(SEED)
+    rounds = (generator.sample(("pause", "reset", "broker", "agent"), 4) for _ in itertools.count())
+    return list(itertools.islice(itertools.chain.from_iterable(rounds), count))
+
+
+def test_every_service_recovers_by_itself(
+    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    guest = world.guest("web01")
+    command("integration", "enable", "web01", "Guest Service Interface", env=world.environment)
+    keys = HostKeys(os.path.join(world.folder, "keys"), guest.vm_id, guest.name)
+
+    async def run() -> None:
+        async with services_of(guest, keys, tmp_path) as services:
+            events = Events(world, guest, services)
+            for event in ("nothing", *chosen(EVENTS)):
+                begun = time.monotonic()
+                if event != "nothing":
+                    await getattr(events, event)()
+                there = round(time.monotonic() - begun, 2)
+                times = await services.recovered()
+                print(f"{event}: there again after {there} s; {json.dumps(times)}", flush=True)
+                record_property(event, {"there again": there, **times})
+
+    asyncio.run(run())
+    guest.wait_until_quiet()

@@ -45,7 +45,7 @@ def test_a_guest_is_watched_and_its_clock_set(world: World) -> None:
 
     def is_right() -> bool:
         found = asked("timesync", "web01")
-        return abs(found["offset_ns"]) - found["round_trip_ns"] // 2 < NEAR_NANOSECONDS
+        return bool(abs(found["offset_ns"]) - found["round_trip_ns"] // 2 < NEAR_NANOSECONDS)
 
     def set_back() -> None:
         code, said = guest.output("sh", "-c", f'date -s "@$(($(date +%s) - {LATE}))"')

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from hvsock.testing.leaks import leak_check
 from tests.support import SOAK
@@ -36,17 +38,39 @@ if sys.platform != "linux":
 
 HERE = Path(__file__).parent
 WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
-"""Where the tests are that boot VMs, or make the image for them."""
+"""Where those tests are."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
+def has_vms(path: Path) -> bool:
+    """Whether the tests of a module boot VMs, or make the image for them."""
+    return any(path.is_relative_to(one) for one in WITH_VMS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests with VMs more time: a guest without a processor to itself takes many times as long."""
+    """Gives tests with VMs more time, and begins with them: they take longest, and one process runs them all."""
     for item in items:
-        has_vms = any(item.path.is_relative_to(one) for one in WITH_VMS)
-        if has_vms and item.get_closest_marker("timeout") is None:
+        if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
+    items.sort(key=lambda item: not has_vms(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    """How `make test` deals tests out to its processes."""
+    return ByModule(config, log)
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typed
+    """Whole modules, since they share fixtures; all that have VMs to one process.
+
+    An emulated guest without a processor to itself takes many times as long.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.split("::", 1)[0]
+        return "VMs" if has_vms(HERE.parent / module) else module
 
 
 @pytest.fixture(autouse=True)

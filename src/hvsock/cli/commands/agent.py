@@ -71,6 +71,10 @@ async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # ignored still, but not by the commands that it starts, which would ignore what it ignores
+            signal.signal(number, lambda number, frame: None)
     surroundings = Surroundings(own_machine, state, policy, lambda: loop.call_soon_threadsafe(over.set))
     made = Agent(surroundings, None if own_machine else folder, off=off)
     serving = asyncio.create_task(made.run(folder))

@@ -24,7 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell has its background jobs ignore it, and so would all that tests start and then interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-collect_ignore = [] if SOAK else ["virtio/test_fuzz_guided.py", "cli/test_heartbeat_watched.py"]
+collect_ignore = [] if SOAK else ["virtio/test_fuzz_guided.py"]
 if sys.platform != "linux":
     # what runs over the fabric needs Linux; its modules say so to type checkers by an assert
     collect_ignore += [

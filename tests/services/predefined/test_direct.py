@@ -23,7 +23,8 @@ from hvsock.sockets.aio import open_connection
 assert sys.platform == "linux"
 
 from hvsock.testing.fabric import fabric
-from tests.services.predefined.direct_guest import PATIENCE, PROGRAM, Guest, a_guest, with_guest
+from tests.cli.helpers import PROGRAM
+from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, with_guest
 
 needs_openssh = pytest.mark.skipif(
     shutil.which("ssh") is None or shutil.which("sftp") is None,
@@ -103,7 +104,16 @@ def test_commands_do_not_ignore_what_their_agent_ignores(tmp_path: Path) -> None
     with fabric() as made:
         guest = made.create_partition("web01")
         env = {**os.environ, "HVSOCK_DIR": made.folder}
-        ignoring = ["sh", "-c", 'trap "" HUP INT QUIT; exec "$@"', "sh", PROGRAM, "agent", "--state", tmp_path]
+        ignoring = [
+            "sh",
+            "-c",
+            'trap "" HUP INT QUIT; exec "$@"',
+            "sh",
+            PROGRAM,
+            "agent",
+            "--state",
+            str(tmp_path),
+        ]
         command = [PROGRAM, "exec", "web01", "--wait", str(PATIENCE), "--", "sh", "-c"]
         with subprocess.Popen(ignoring, env={**env, "HVSOCK_PARTITION": guest.folder}) as agent:
             try:

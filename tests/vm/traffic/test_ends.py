@@ -153,7 +153,7 @@ def test_a_broker_that_is_killed_under_traffic(tmp_path: Path, monkeypatch: pyte
         guest = world.guest("web01")
         near, far = world.pair(guest, by_guest=True)
         with near, far:
-            for turn in range(sample(2, 30)):
+            for turn in range(sample(1, 30)):
                 arguments = {"count": TALKS, "size": MAX_BYTES, "write_bytes": 64 * 1024}
                 with beside(lambda: world.between(guest, bool(turn % 2), "many", **arguments)) as failures:  # noqa: B023
                     wait_until(lambda: guest.report()["connections"] >= TALKS)

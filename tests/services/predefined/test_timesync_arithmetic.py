@@ -74,5 +74,12 @@ def test_stale_samples(best: Measurement | None, host: int, guest: int, text: st
     assert bool(found) == bool(text)
 
 
+@given(moved=st.integers(0, MAX_AGE), there=st.integers(0, MAX_ROUND_TRIP), back=st.integers(0, SECOND))
+def test_a_fresh_sample_counts(moved: int, there: int, back: int) -> None:
+    """However long the sample and the last message were under way."""
+    fresh = Measurement(0, 0, 0, there, host_monotonic=5, guest_monotonic=7 + there)
+    assert why_stale(fresh, 5 + moved, min(7 + moved + back, 7 + there + MAX_AGE)) == ""
+
+
 def test_durations_for_people() -> None:
     assert milliseconds(-1_234_567) == "-1.235 ms"

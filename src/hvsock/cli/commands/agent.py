@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import logging
 import os
 import signal
 import sys
-import tomllib
 from typing import Any
 
 import click
@@ -48,6 +46,8 @@ def agent(
     Under systemd it tells when it is ready (Type=notify).
     """
     if unit:
+        import importlib.resources
+
         text = importlib.resources.files("hvsock.services").joinpath("hvsock-agent.service").read_text()
         click.echo(text, nl=False)
         return
@@ -104,6 +104,8 @@ def _settings(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    import tomllib  # here, as most agents have no such file, and emulated guests load slowly
+
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)

@@ -95,8 +95,7 @@ wait
 
 def test_packages_users_and_names(guest: Image, tmp_path: Path) -> None:
     run = Run(str(tmp_path), "web01")
-    hardware = Hardware(append=("hvsock.agent=0",))
-    with started(run, default_guest("web01", guest, hardware), made=guest, overlay=overlay(command=PACKAGES)):
+    with started(run, default_guest("web01", guest), made=guest, overlay=overlay(command=PACKAGES)):
         said = wait_for_line(run, "that is all")
     assert "has upb ssh-ed25519 1000 1000 True" in said
     assert "its folder is the agent's alone" in said
@@ -112,7 +111,8 @@ def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path
         (brought / name).parent.mkdir(parents=True, exist_ok=True)
         (brought / name).write_text(text)
     run = Run(str(tmp_path), "web01")
-    with started(run, default_guest("web01", guest), made=guest, overlay=overlay(str(brought), LOOK)):
+    settings = default_guest("web01", guest, agent=True)
+    with started(run, settings, made=guest, overlay=overlay(str(brought), LOOK)):
         said = wait_for_line(run, "that is all")
     assert "restarted, from /dev/null" in said
     assert "all lines: 300" in said

@@ -53,12 +53,14 @@ class Kind:
         cpus: its processors.
         group: the group that it is a member of.
         data_disks: the files of its data disks.
+        agent: whether it has its agent, which it loads for some seconds.
     """
 
     series: str
     cpus: int
     group: str | None = None
     data_disks: tuple[str, ...] = ()
+    agent: bool = False
 
 
 class RemoteSocket:
@@ -175,6 +177,7 @@ class Guest:
         words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
         words += ["--group", self.kind.group] if self.kind.group else []
         words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
+        words += ["--append", f"hvsock.agent={self.kind.agent:d}"]
         words += ["--overlay", str(self._world.overlay)]
         words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
         done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)

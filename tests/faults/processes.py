@@ -28,10 +28,14 @@ class BrokerProcess:
         folder: the fabric's folder.
         step: the name of a step in steps.py at which this broker kills itself; none by default.
         stop: it stops there, instead.
+        timesync: whether it keeps the clocks of VMs right, which takes a connection of each.
     """
 
-    def __init__(self, folder: str, step: str | None = None, *, stop: bool = False) -> None:
+    def __init__(
+        self, folder: str, step: str | None = None, *, stop: bool = False, timesync: bool = False
+    ) -> None:
         self.folder = folder
+        self._timesync = timesync
         self.host = paths.host_folder(folder)
         self._process: subprocess.Popen[bytes] | None = None
         self.start(step, stop=stop)
@@ -44,7 +48,7 @@ class BrokerProcess:
 
     def start(self, step: str | None = None, *, wait: bool = True, stop: bool = False) -> None:
         """Start a broker, and wait until it answers; with `stop` it stops at the step instead of dying."""
-        command = [sys.executable, "-m", "hvsock", "up"]
+        command = [sys.executable, "-m", "hvsock", "up", *([] if self._timesync else ["--no-timesync"])]
         environ = {**os.environ, paths.FOLDER_VARIABLE: self.folder}
         if step is not None:
             command = [sys.executable, str(Path(__file__).with_name("steps.py"))]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 assert sys.platform == "linux"
 
@@ -16,11 +18,15 @@ from hvsock.constants import TIME_SYNCHRONIZATION
 from hvsock.errors import HvsockError, LostError, ProtocolError, RefusedError
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import MYSELF, Caller
-from hvsock.services.predefined.timesync.arithmetic import MAX_DRIFT, SECOND
+from hvsock.services.predefined.timesync.arithmetic import MAX_DRIFT, SECOND, Measurement
 from hvsock.services.predefined.timesync.clock import SystemClock
+from hvsock.services.predefined.timesync.deciding import NEAR as NEAR_ENOUGH
+from hvsock.services.predefined.timesync.deciding import HostClock, decide
 from hvsock.services.predefined.timesync.host import Outcome, synchronize
+from hvsock.services.predefined.timesync.keeping import News, Timekeeper
 from hvsock.services.predefined.timesync.protocol import (
     MAX_SAMPLES,
+    MAX_SLEW,
     Act,
     Kind,
     Sample,
@@ -34,6 +40,8 @@ from hvsock.testing.fabric import fabric
 HOUR: Final = 3600 * SECOND
 NEAR: Final = 10 * SECOND
 """How far a measurement may be off here: a loaded machine's pauses, and nothing like an hour."""
+
+SPANS = st.integers(min_value=0, max_value=1 << 40)
 
 
 class FakeClock:
@@ -253,6 +261,158 @@ def test_a_guest_that_never_answers() -> None:
         async with serve(Lying(lambda one: []), bind="parent", partition=folder):
             with pytest.raises(TimeoutError):
                 await synchronize("web01", partition=host, timeout=0.1)
+
+    with fabric() as made:
+        asyncio.run(run(made.host.folder, made.create_partition("web01").folder))
+
+
+# -- clocks that are kept right
+
+
+def off_by(offset: int, round_trip: int = 2) -> Measurement:
+    return Measurement(offset, 0, 0, offset + round_trip)
+
+
+@given(st.integers(-HOUR, HOUR), SPANS, st.booleans(), st.booleans())
+def test_what_may_be_right_is_left(offset: int, trip: int, known: bool, leapt: bool) -> None:
+    best = off_by(offset, trip)
+    if abs(best.offset) <= trip // 2:
+        assert decide(best, known=known, leapt=leapt) is Kind.PROBE
+
+
+@pytest.mark.parametrize(
+    ("offset", "known", "leapt", "kind"),
+    [
+        (HOUR, False, False, Kind.SYNC),
+        (-HOUR, False, False, Kind.SYNC),
+        (NEAR_ENOUGH + 2, False, False, Kind.SYNC),
+        (NEAR_ENOUGH - 1, False, False, Kind.SAMPLE),
+        (NEAR_ENOUGH + 2, True, False, Kind.SAMPLE),
+        (-MAX_SLEW + 2, True, False, Kind.SAMPLE),
+        (MAX_SLEW + 2, True, False, Kind.PROBE),
+        (HOUR, True, True, Kind.SYNC),
+        (NEAR_ENOUGH - 1, True, True, Kind.SAMPLE),
+    ],
+)
+def test_a_new_guest_is_set_and_a_known_one_slewed(offset: int, known: bool, leapt: bool, kind: Kind) -> None:
+    assert decide(off_by(offset), known=known, leapt=leapt) is kind
+
+
+def test_a_host_that_slept_or_was_set() -> None:
+    before = HostClock(HOUR, 7)
+    assert not HostClock(HOUR + 5 * SECOND, 7 + 5 * SECOND).leapt_since(before)
+    assert HostClock(HOUR + 5 * SECOND, 7).leapt_since(before)
+    assert HostClock(0, 7).leapt_since(before)
+
+
+class Followed:
+    """A guest whose clock is kept right, and what was told of it."""
+
+    def __init__(self, host: str, guest: str, clock: FakeClock) -> None:
+        self.host = host
+        self.guest = guest
+        self.clock = clock
+        self.news: list[News] = []
+        self.host_leapt = 0
+        self._changed = asyncio.Event()
+
+    def tell(self, news: News) -> None:
+        self.news.append(news)
+        self._changed.set()
+
+    def host_clock(self) -> HostClock:
+        return HostClock(time.time_ns() + self.host_leapt, time.monotonic_ns())
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not reached():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def times(self, what: str) -> int:
+        return sum(done == what for done, _ in self.clock.done)
+
+
+def followed(test: Callable[[Followed], Awaitable[None]], *, off: int = -HOUR) -> None:
+    """Run `test` with a guest that is followed, and that nobody serves yet."""
+
+    async def run(host: str, guest: str) -> None:
+        one = Followed(host, guest, FakeClock(off))
+        async with Timekeeper(one.tell, partition=host, period=0.02, clock=one.host_clock) as keeper:
+            await keeper.follow(["web01"])
+            await test(one)
+
+    with fabric() as made:
+        asyncio.run(run(made.host.folder, made.create_partition("web01").folder))
+
+
+def test_a_clock_is_set_when_its_guest_comes_and_comes_again() -> None:
+    async def test(one: Followed) -> None:
+        await one.until(lambda: bool(one.news))  # nobody was there
+        assert one.news[0].outcome is None
+        for count in (1, 2):
+            async with serve(half(one.clock), bind="parent", partition=one.guest):
+                await one.until(lambda: one.times("set") == count)  # noqa: B023
+            assert abs(one.clock.off) < NEAR
+            one.clock.off = HOUR  # a restored guest shows another time
+
+    followed(test)
+
+
+def test_a_clock_that_somebody_sets_is_left_and_told_of() -> None:
+    async def test(one: Followed) -> None:
+        async with serve(half(one.clock), bind="parent", partition=one.guest):
+            await one.until(lambda: one.times("set") == 1)
+            one.clock.off = HOUR
+            await one.until(lambda: "it is left" in one.news[-1].problem)
+            count = len(one.news)
+            one.clock.off = SECOND // 5
+            await one.until(lambda: one.times("slew") > 0)
+            assert one.times("set") == 1
+            assert all(not news.problem for news in one.news[count:])
+
+    followed(test)
+
+
+def test_a_clock_follows_its_hosts() -> None:
+    """Here it is the guest's that moves, by what a host that slept is ahead of it."""
+
+    async def test(one: Followed) -> None:
+        async with serve(half(one.clock), bind="parent", partition=one.guest):
+            await one.until(lambda: one.times("set") == 1)
+            one.host_leapt, one.clock.off = HOUR, -HOUR
+            await one.until(lambda: one.times("set") == 2)
+
+    followed(test)
+
+
+def test_who_may_not_be_set_is_told_of_once() -> None:
+    async def test(one: Followed) -> None:
+        one.clock.refuses = True
+        async with serve(half(one.clock), bind="parent", partition=one.guest):
+            await one.until(lambda: "CAP_SYS_TIME" in one.news[-1].problem if one.news else False)
+            count = len(one.news)
+            one.clock.refuses = False
+            await one.until(lambda: one.times("set") == 1)
+            assert len(one.news) == count + 1
+
+    followed(test)
+
+
+def test_a_guest_that_is_not_followed_any_more() -> None:
+    async def run(host: str, guest: str) -> None:
+        service = half(FakeClock())
+        async with (
+            serve(service, bind="parent", partition=guest) as (serving,),
+            Timekeeper(partition=host) as keeper,
+        ):
+            await keeper.follow(["web01"])
+            async with asyncio.timeout(30):
+                while not serving.connections:
+                    await asyncio.sleep(0.01)
+                await keeper.follow([])
+                while serving.connections:
+                    await asyncio.sleep(0.01)
 
     with fabric() as made:
         asyncio.run(run(made.host.folder, made.create_partition("web01").folder))

@@ -350,6 +350,10 @@ class ClientConnection:
         """Whether it can be asked."""
         return not self._connection.ended.done() and not self._connection.is_closed
 
+    async def wait_ended(self) -> None:
+        """Wait until it cannot be asked any more."""
+        await asyncio.wait({self._connection.ended})
+
     async def close(self) -> None:
         """End it, and wait until its socket is closed. Calling this twice is fine."""
         for channel in self._channels.values():

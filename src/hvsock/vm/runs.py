@@ -250,6 +250,19 @@ def all_runs(fabric: str) -> Iterator[Record]:
                 yield Run(fabric, name).record()
 
 
+def running_names(fabric: str) -> list[str]:
+    """The names of the VMs of a fabric that seem to run; one whose supervisor was killed does, too.
+
+    This takes no lock, which a VM that starts would find taken: so it may be asked all the time.
+    """
+    folder = os.path.join(fabric, VMS_FOLDER)
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if os.path.exists(os.path.join(folder, name, CONTROL_SOCKET))]
+
+
 def write_json(path: str, value: dict[str, Any]) -> None:
     """Put `value` into the file at `path`, in one step."""
     with open(path + ".new", "w", encoding="utf-8") as file:

@@ -20,20 +20,30 @@ if sys.platform != "linux":
 
 
 @click.command()
-@click.argument("vm", shell_complete=complete_partitions)
+@click.argument("vm", required=False, shell_complete=complete_partitions)
 @click.option("--set", "set_it", is_flag=True, help="Set the guest's clock, as after a boot or a restore.")
 @click.option("--slew", is_flag=True, help="Let it catch up slowly, if it is less than half a second off.")
 @click.option(
     "--wait", metavar="SECONDS", type=click.FloatRange(min=0), help="Wait so long for the guest's agent."
 )
+@click.option("--keep", is_flag=True, help="Keep it right, until Ctrl-C; without VM, of all that run.")
 @json_option
-def timesync(vm: str, set_it: bool, slew: bool, wait: float | None, as_json: bool) -> None:
+def timesync(vm: str | None, set_it: bool, slew: bool, wait: float | None, keep: bool, as_json: bool) -> None:
     """Measure how far the clock of VM is off, and set it or let it catch up if asked.
 
-    The offset is what has to be added to the guest's clock; it is right within half the round trip.
+    The offset is what has to be added to the guest's clock; it is right within half the round trip. With --keep,
+    the clock is set after a boot, a reset, a pause and a restore, and catches up else; `hvsock up` does so for
+    all VMs of `hvsock vm`.
     """
-    if set_it and slew:
-        raise click.UsageError("--set and --slew exclude each other")
+    if set_it + slew + keep > 1:
+        raise click.UsageError("--set, --slew and --keep exclude each other")
+    if keep:
+        from .timesync_keep import keep_right
+
+        keep_right(None if vm is None else str(vm_id_of(vm)), vm, as_json)
+        return
+    if vm is None:
+        raise click.UsageError("say which VM, or --keep")
     kind = Kind.SYNC if set_it else Kind.SAMPLE if slew else Kind.PROBE
     vm_id = str(vm_id_of(vm))
     patience = CONNECT_SECONDS if wait is None else wait

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -13,10 +14,22 @@ from hvsock.cli.names import group_id
 from hvsock.cli.outcome import say
 from hvsock.fabric import paths
 from hvsock.fabric.broker.server import GRACE_SECONDS, serve
-from hvsock.relay.keeper import Keeper
+from hvsock.kept import Kept
+from hvsock.relay.keeper import kept_relay
+from hvsock.vm.runs import running_names
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")
+
+
+def kept_timesync(folder: str) -> Kept:
+    """What keeps `hvsock timesync --keep` running while a VM of the fabric in `folder` does."""
+
+    @contextlib.contextmanager
+    def looking() -> Iterator[Callable[[], bool]]:
+        yield lambda: bool(running_names(folder))
+
+    return Kept("time synchronisation", ("timesync", "--keep"), folder, looking, until_unwanted=True)
 
 
 @click.command()
@@ -30,12 +43,19 @@ if sys.platform != "linux":
     show_default=True,
     help="How long requests under way may take to end after SIGTERM or SIGINT; a second signal ends at once.",
 )
-def up(admin_group: str | None, shared: bool, grace: float) -> None:
+@click.option(
+    "--timesync/--no-timesync",
+    default=True,
+    show_default=True,
+    help="Keep the clocks of VMs of `hvsock vm` right.",
+)
+def up(admin_group: str | None, shared: bool, grace: float, timesync: bool) -> None:
     """Run the fabric's broker in the foreground, until SIGTERM or SIGINT.
 
     It serves the folder HVSOCK_DIR. Connections and listeners outlive it, and the next one finds them
-    again. It runs a relay as its child while any service is forwarded (see hvsock forward). It tells
-    systemd when it is ready (Type=notify).
+    again. It runs a relay as its child while any service is forwarded (see hvsock forward), and another that
+    keeps the clocks of VMs right while any runs (see hvsock timesync). It tells systemd when it is ready
+    (Type=notify).
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="hvsock: %(levelname)s: %(message)s")
     folder = paths.fabric_folder()
@@ -43,9 +63,9 @@ def up(admin_group: str | None, shared: bool, grace: float) -> None:
 
         def ready() -> None:
             say(f"the fabric is up in {folder} (process {os.getpid()})")
-            keeper = Keeper(folder)
-            stack.callback(keeper.stop)
-            keeper.start()
+            for kept in (kept_relay(folder), *([kept_timesync(folder)] if timesync else [])):
+                stack.callback(kept.stop)
+                kept.start()
 
         serve(
             folder,

@@ -4,4 +4,6 @@
 - :mod:`.clock`: the system's clock, to be read, set and slewed.
 - :mod:`.protocol`: the service and its messages, which is also the guest half.
 - :mod:`.host`: one synchronisation of one VM.
+- :mod:`.deciding`: whether a guest's clock is set or slewed, when nobody says it (pure).
+- :mod:`.keeping`: the clocks of all VMs, kept right for as long as they run.
 """

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,17 +71,40 @@ async def synchronize(
         ProtocolError: the guest answers what nobody asked.
         OSError, HvsockError: there is no connection, or it ended.
     """
-    assert 0 < probes < MAX_SAMPLES
     async with connect(TimeSynchronization, vm, partition=partition, timeout=connect_timeout, wait=wait) as guest:
-        async with asyncio.timeout(timeout):
-            return await _Exchange(kind, probes).run(guest)
+        return await exchange(guest, lambda best: kind, probes=probes, timeout=timeout)
+
+
+async def exchange(
+    guest: TimeSynchronization,
+    decide: Callable[[Measurement], Kind],
+    *,
+    probes: int = PROBES,
+    timeout: float = EXCHANGE_SECONDS,
+) -> Outcome:
+    """Measure the clock of a guest that is connected, and then do what is decided by that.
+
+    Args:
+        guest: what stands for its service, see :func:`hvsock.services.connecting.connect`.
+        decide: is given the best measurement, and says what comes of it; PROBE leaves the clock alone.
+        probes: how often to measure.
+        timeout: seconds for all of it.
+
+    Raises:
+        OSError, HvsockError: as :func:`synchronize` says.
+    """
+    assert 0 < probes < MAX_SAMPLES
+    async with asyncio.timeout(timeout):
+        return await _Exchange(decide, probes).run(guest)
 
 
 class _Exchange:
     """One exchange: questions in lockstep with their answers."""
 
-    def __init__(self, kind: Kind, probes: int) -> None:
-        self._kinds = [*[Kind.PROBE] * probes, *([] if kind is Kind.PROBE else [kind])]
+    def __init__(self, decide: Callable[[Measurement], Kind], probes: int) -> None:
+        self._decide = decide
+        self._probes = probes
+        self._due = probes
         self._answers: asyncio.Queue[Stamp] = asyncio.Queue()
         self._asked: Sample | None = None
         self._measured: list[Measurement] = []
@@ -101,15 +124,15 @@ class _Exchange:
                 self._take(stamp, number, arrived)
                 self._answers.put_nowait(stamp)
         best = best_of(self._measured)
-        if number != len(self._kinds):
-            raise LostError(f"the guest ended it after {number} of {len(self._kinds)} answers")
+        if number != self._due:
+            raise LostError(f"the guest ended it after {number} of {self._due} answers")
         if best is None:
             raise ProtocolError("a clock was set while it was measured; try again")
         return Outcome(best.offset, best.round_trip, self._last.act, self._last.reason, tuple(self._measured))
 
     def _take(self, stamp: Stamp, number: int, arrived: int) -> None:
         asked, self._asked = self._asked, None
-        if asked is None or stamp.sequence != asked.sequence or number > len(self._kinds):
+        if asked is None or stamp.sequence != asked.sequence or number > self._due:
             raise ProtocolError(f"an answer with the number {stamp.sequence}, which nobody asked for")
         if stamp.received not in _SANE or stamp.answered not in _SANE:
             raise ProtocolError(f"a time of {stamp.received} ns, which no clock shows")
@@ -122,7 +145,15 @@ class _Exchange:
 
     async def _samples(self) -> AsyncIterator[Sample]:
         self._arrived = 0
-        for number, kind in enumerate(self._kinds, start=1):
-            self._asked = Sample(number, kind, time.time_ns(), time.monotonic_ns(), self._arrived)
-            yield self._asked
+        for number in range(1, self._probes + 1):
+            yield self._ask(number, Kind.PROBE)
             await self._answers.get()
+        best = best_of(self._measured)
+        if best is not None and (kind := self._decide(best)) is not Kind.PROBE:
+            self._due += 1
+            yield self._ask(self._due, kind)
+            await self._answers.get()
+
+    def _ask(self, number: int, kind: Kind) -> Sample:
+        self._asked = Sample(number, kind, time.time_ns(), time.monotonic_ns(), self._arrived)
+        return self._asked

@@ -35,13 +35,16 @@ qemu:
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
+# Two processes: one for the tests with VMs first, one for all others.
+TWO := -n 2 --no-loadscope-reorder
+
 test: setup qemu
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 # The fuzzer that is guided by coverage; without it, the others still run.
 soak: setup qemu
 	-$(PIP) install --group fuzz
-	HVSOCK_SOAK=1 $(BIN)/python -m pytest --timeout=7200 -o faulthandler_timeout=7100
+	HVSOCK_SOAK=1 $(BIN)/python -m pytest $(TWO) --timeout=7200 -o faulthandler_timeout=7100
 
 check: setup
 	$(BIN)/ruff check .

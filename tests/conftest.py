@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,16 +10,25 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from hvsock.testing.leaks import leak_check
-from tests.support import SOAK
+from tests.support import FEW, SOAK, sample
 
 # `make test` tries the same examples in every run, so that a failure is one of the change at hand;
 # `make soak` looks for new ones. Neither asserts a time.
 settings.register_profile("hvsock", derandomize=not SOAK, deadline=None, print_blob=True)
 settings.load_profile("hvsock")
+settings.register_profile("few", max_examples=sample(100, 100), database=None)
+if FEW:
+    settings.load_profile("few")
 
-collect_ignore = [] if SOAK else ["virtio/test_fuzz_guided.py", "cli/test_heartbeat_watched.py"]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell has its background jobs ignore it, and so would all that tests start and then interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+collect_ignore = [] if SOAK else ["virtio/test_fuzz_guided.py"]
 if sys.platform != "linux":
     # what runs over the fabric needs Linux; its modules say so to type checkers by an assert
     collect_ignore += [
@@ -36,17 +46,39 @@ if sys.platform != "linux":
 
 HERE = Path(__file__).parent
 WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
-"""Where the tests are that boot VMs, or make the image for them."""
+"""Where those tests are."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
+def has_vms(path: Path) -> bool:
+    """Whether the tests of a module boot VMs, or make the image for them."""
+    return any(path.is_relative_to(one) for one in WITH_VMS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests with VMs more time: a guest without a processor to itself takes many times as long."""
+    """Gives tests with VMs more time, and begins with them: they take longest, and one process runs them all."""
     for item in items:
-        has_vms = any(item.path.is_relative_to(one) for one in WITH_VMS)
-        if has_vms and item.get_closest_marker("timeout") is None:
+        if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
+    items.sort(key=lambda item: not has_vms(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    """How `make test` deals tests out to its processes."""
+    return ByModule(config, log)
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typed
+    """Whole modules, since they share fixtures; all that have VMs to one process.
+
+    An emulated guest without a processor to itself takes many times as long.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.split("::", 1)[0]
+        return "VMs" if has_vms(HERE.parent / module) else module
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +87,10 @@ def no_leaks() -> Iterator[None]:
 
     It is set up before a test's other function-scoped fixtures and checked after they are taken down.
     What fixtures of a wider scope hold was there before, unless a test asks for one by
-    request.getfixturevalue.
+    request.getfixturevalue. Where counts are to be small, another run of the same test has checked it.
     """
     signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with leak_check():
+    with contextlib.nullcontext() if FEW else leak_check():
         yield
     # what a test's process ignores, its children ignore too
     assert signals == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

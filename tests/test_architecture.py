@@ -22,6 +22,12 @@ RULES = (*BASE, "hvsock.topology", "hvsock.registry")
 WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks", "hvsock.fabric.passing")
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
+PURE_OF_SERVICES = (
+    *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
+    *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
+    *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
+)
+
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock._version": (),
     "hvsock.constants": (),
@@ -51,9 +57,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         *("hvsock.sockets", "hvsock.kept"),
     ),
+    "hvsock.services.types": (),
+    **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
-        "hvsock.fabric.paths",
+        *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),
     ),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
@@ -63,6 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
+        *("hvsock.services.types", *PURE_OF_SERVICES),
         *("hvsock.notify", "hvsock.kept"),
         "hvsock.relay",
     ),
@@ -77,7 +86,14 @@ for ``python -m hvsock`` alone.
 FACADES = {"hvsock", "hvsock.fabric"}
 """Packages whose line in the table is for their ``__init__`` alone: what is in them has lines of its own."""
 
-PURE = (*BASE, "hvsock.topology", "hvsock.fabric.messages", "hvsock.virtio")
+PURE = (
+    *BASE,
+    "hvsock.topology",
+    "hvsock.fabric.messages",
+    "hvsock.virtio",
+    "hvsock.services.types",
+    *PURE_OF_SERVICES,
+)
 IMPURE = {
     *("socket", "select", "selectors", "asyncio", "time", "datetime", "threading", "multiprocessing"),
     *("subprocess", "random", "os"),
@@ -243,6 +259,9 @@ def synthetic(name: str, source: str, is_package: bool = False) -> Module:
         ("hvsock.constants", "from . import addresses"),
         ("hvsock.fabric.relay", ""),
         ("hvsock.novelty", ""),
+        ("hvsock.services.policy", "from . import wire"),
+        ("hvsock.services.messages", "import asyncio"),
+        ("hvsock.services.predefined.vss.mounts", "import os"),
     ],
 )
 def test_the_checker_finds_what_is_forbidden(name: str, source: str) -> None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import coverage
 import pytest
 
+from tests.core import CORE, OF_NO_TEST, ROOT
 from tests.support import FEW_VARIABLE
 
-ROOT = Path(__file__).parent.parent
-
-CORE = {
-    "hvsock.topology": "tests/topology",
-    "hvsock.fabric.messages": "tests/fabric/test_messages.py",
-    "hvsock.virtio": "tests/virtio",
-}
-"""Package or module -> the folder or file with its tests."""
+pytestmark = pytest.mark.timeout(300)
 
 
 def files_of(name: str) -> set[str]:
@@ -29,26 +25,34 @@ def files_of(name: str) -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in files}
 
 
-def run(*arguments: str | Path) -> None:
-    """Run Python in the project's root; what it printed is the message where it fails."""
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each part of the core has of its own tests."""
+    data = tmp_path_factory.mktemp("core") / "data"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_"))}
     environ[FEW_VARIABLE] = "1"
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.core", data],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return data
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CORE)
-def test_core_is_covered_by_its_own_tests(name: str, tmp_path: Path) -> None:
-    data, report = f"--data-file={tmp_path / 'data'}", tmp_path / "report.json"
-    # neither the project's own pytest plugin nor a cache: what counts is what these tests do
-    tests = ("pytest", "-q", "-p", "no:hvsock", "-p", "no:cacheprovider", CORE[name])
-    run("coverage", "run", data, "--branch", f"--source={name}", "-m", *tests)
-    run("coverage", "json", data, "-o", report)
+def test_core_is_covered_by_its_own_tests(name: str, measured: Path, tmp_path: Path) -> None:
+    loaded = coverage.Coverage(data_file=measured, branch=True, source=[name])
+    loaded.load()
+    wanted = [str(ROOT / one) for one in files_of(name)]
+    contexts = [f"^{re.escape(one)}$" for one in (OF_NO_TEST, CORE[name])]
+    report = tmp_path / "report.json"
+    loaded.json_report(outfile=str(report), include=wanted, contexts=contexts)
     files = json.loads(report.read_text(encoding="utf-8"))["files"]
-    assert {file.replace(os.sep, "/") for file in files} == files_of(name)
+    assert {Path(ROOT, file).relative_to(ROOT).as_posix() for file in files} == files_of(name)
     missing = {
         file: {"lines": one["missing_lines"], "branches": one["missing_branches"]}
         for file, one in files.items()

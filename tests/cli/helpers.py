@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -22,8 +20,6 @@ from hvsock.cli.main import cli
 PROGRAM = os.path.join(sysconfig.get_path("scripts"), "hvsock")
 PATIENCE = 30.0
 """Seconds that anything may take here; nothing takes one."""
-
-_HEED_SIGINT = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def invoke(*arguments: str, code: int = 0, env: Mapping[str, str | None] | None = None) -> Result:
@@ -79,8 +75,6 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The installed program, under way; it is killed at the end if it runs still."""
     command = [PROGRAM, *arguments]
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests that a shell runs in the background
-        command = [sys.executable, "-c", _HEED_SIGINT, *command]
     with subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=env) as process:
         try:
             yield process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ from hvsock.services.predefined.timesync.protocol import TimeSynchronization
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import EmbeddedFabric, fabric
 
-from .helpers import PROGRAM, invoke, invoke_json
+from .helpers import PROGRAM, invoke, invoke_json, started
 
 
 @pytest.fixture
@@ -104,3 +106,24 @@ def test_timesync(made: EmbeddedFabric, tmp_path: Path) -> None:
         assert invoke("timesync", "web01").stdout.startswith("web01: offset ")
         assert "setting the clock is refused here" in invoke("timesync", "web01", "--set", code=4).stderr
         assert "setting the clock is refused here" in invoke("timesync", "web01", "--slew", code=4).stderr
+
+
+def test_heartbeats_are_watched(made: EmbeddedFabric, tmp_path: Path) -> None:
+    guest = made.create_partition("web01")
+    watching = ("heartbeat", "web01", "--watch", "--json", "--interval", "0.1")
+    with started(*watching) as process:
+        assert process.stdout is not None
+
+        def until(status: str) -> dict[str, Any]:
+            assert process.stdout is not None
+            for line in process.stdout:
+                (found,) = json.loads(line)["heartbeats"]
+                if found["primary_status"] == status:
+                    return dict(found)
+            raise AssertionError("it ended")
+
+        until("No Contact")
+        with serving(guest.folder, tmp_path):
+            until("OK")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130

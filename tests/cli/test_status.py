@@ -132,11 +132,15 @@ def test_doctor_in_another_partition(hvsock_fabric: EmbeddedFabric, monkeypatch:
     assert not checks_of("doctor", code=1)["Which partition does this process speak for?"][0]
 
 
+EXPLAINED = {"source", "vm_id", "vm", "service_id", "ok", "guest_decides", "error", "checks"}
+"""What the broker says of a connection."""
+
+
 def test_doctor_explains_a_connection(hvsock_fabric: EmbeddedFabric) -> None:
     service = hvsock_fabric.register("HV Socket Demo")
     web = hvsock_fabric.create_partition("web01")
     value = json.loads(invoke("doctor", "web01", "parent", "hv socket demo", "--json", code=1).stdout)
-    assert set(value) == {"source", "vm_id", "vm", "service_id", "ok", "error", "checks", "notes"}
+    assert set(value) == {*EXPLAINED, "notes"}
     assert value["error"]["name"] == "ECONNREFUSED"
     assert value["error"]["reason"] == "no-listener"
     assert value["service_id"] == service.id

@@ -408,3 +408,18 @@ def test_an_idle_device_sleeps(guest: Guest, device: DeviceThread) -> None:
     before = len(turns)
     time.sleep(0.2)
     assert len(turns) <= before + 2
+
+
+def test_waiting_for_a_service_waits_for_the_guests_listener(
+    fabric: EmbeddedFabric, vm: PartitionHandle, guest: Guest, demo: ServiceEntry
+) -> None:
+    """Which only the guest knows; its device is there long before."""
+    address = (vm.id, demo.id)
+    with pytest.raises(TimeoutError, match=r"not there after 0\.05 s: nothing listens there in the guest"):
+        hvsock.wait_for_service(address, 0.05, partition=fabric.host.folder)
+    waiting = threading.Thread(
+        target=hvsock.wait_for_service, args=(address, PATIENCE_SECONDS), kwargs={"partition": fabric.host.folder}
+    )
+    waiting.start()
+    guest.listen(PORT)
+    waiting.join()

@@ -34,10 +34,10 @@ from tests.support import sample
 
 AT_ONCE = 200
 """Connections that are there at the same time."""
-EACH_BYTES = 1 << 20
+EACH_BYTES = sample(1 << 18, 1 << 20)
 """What goes each way on each of them."""
-IN_A_ROW = sample(1_000, 20_000)
-IDLE = sample(2_000, 8_000)
+IN_A_ROW = sample(300, 20_000)
+IDLE = sample(1_000, 8_000)
 """Idle connections; a process has 20,000 descriptors in many places, and this one has both ends of each."""
 MOST_BYTES_PER_CONNECTION = 4096
 MOST_GROWTH_BYTES = 256 << 10

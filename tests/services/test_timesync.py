@@ -1,4 +1,4 @@
-"""Time synchronisation over a local fabric, with a clock that is made for it; and its arithmetic."""
+"""Time synchronisation over a local fabric, with a clock that is made for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ from hvsock.constants import TIME_SYNCHRONIZATION
 from hvsock.errors import HvsockError, LostError, ProtocolError, RefusedError
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import MYSELF, Caller
-from hvsock.services.predefined.timesync.arithmetic import (
-    MAX_AGE,
-    MAX_DRIFT,
-    MAX_ROUND_TRIP,
-    SECOND,
-    Measurement,
-    best_of,
-    why_stale,
-)
+from hvsock.services.predefined.timesync.arithmetic import MAX_DRIFT, SECOND, Measurement
 from hvsock.services.predefined.timesync.clock import SystemClock
 from hvsock.services.predefined.timesync.deciding import NEAR as NEAR_ENOUGH
 from hvsock.services.predefined.timesync.deciding import HostClock, decide
@@ -49,7 +41,6 @@ HOUR: Final = 3600 * SECOND
 NEAR: Final = 10 * SECOND
 """How far a measurement may be off here: a loaded machine's pauses, and nothing like an hour."""
 
-TIMES = st.integers(min_value=0, max_value=1 << 60)
 SPANS = st.integers(min_value=0, max_value=1 << 40)
 
 
@@ -429,46 +420,3 @@ def test_a_guest_that_is_not_followed_any_more() -> None:
 
 def test_it_is_in_the_box() -> None:
     assert TIME_SYNCHRONIZATION.name == TimeSynchronization.NAME
-
-
-# -- arithmetic
-
-
-@given(start=TIMES, off=st.integers(-(1 << 60), 1 << 60), there=SPANS, inside=SPANS, back=SPANS)
-def test_the_offset_is_right_within_half_the_round_trip(
-    start: int, off: int, there: int, inside: int, back: int
-) -> None:
-    received = start + there + off
-    one = Measurement(start, received, received + inside, start + there + inside + back)
-    assert one.round_trip == there + back
-    assert abs(one.offset + off) <= one.round_trip // 2 + 1
-
-
-@given(st.lists(st.builds(Measurement, TIMES, TIMES, TIMES, TIMES), max_size=8))
-def test_the_best_measurement_has_the_shortest_round_trip(measured: list[Measurement]) -> None:
-    best = best_of(measured)
-    good = [one.round_trip for one in measured if one.round_trip >= 0]
-    assert (best is None) == (not good)
-    assert best is None or best.round_trip == min(good)
-
-
-@given(moved=st.integers(0, MAX_AGE), there=st.integers(0, MAX_ROUND_TRIP), back=st.integers(0, SECOND))
-def test_a_fresh_sample_counts(moved: int, there: int, back: int) -> None:
-    """However long the sample and the last message were under way."""
-    fresh = Measurement(0, 0, 0, there, host_monotonic=5, guest_monotonic=7 + there)
-    assert why_stale(fresh, 5 + moved, min(7 + moved + back, 7 + there + MAX_AGE)) == ""
-
-
-@pytest.mark.parametrize(
-    ("measured", "host", "guest", "reason"),
-    [
-        (None, 0, 0, "no measurement"),
-        (Measurement(0, 0, 0, MAX_ROUND_TRIP + 1), 0, 0, "round trip"),
-        (Measurement(0, 0, 0, 1, host_monotonic=9), 8, 0, "went back"),
-        (Measurement(0, 0, 0, 1), MAX_AGE + 1, MAX_AGE + 1, "old"),
-        (Measurement(0, 0, 0, 1), 0, MAX_AGE + 1, "old"),
-        (Measurement(0, 0, 0, 1), MAX_DRIFT + 2, 0, "paused"),
-    ],
-)
-def test_a_stale_sample_says_why(measured: Measurement | None, host: int, guest: int, reason: str) -> None:
-    assert reason in why_stale(measured, host, guest)

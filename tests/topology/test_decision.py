@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import islice, product
 
 import pytest
 
@@ -23,6 +23,7 @@ from hvsock.topology.access import Allowed, Service, Settings
 from hvsock.topology.decision import Grant, Reason, Refusal, Request
 from hvsock.topology.partitions import Kind, Partition
 from hvsock.topology.reachability import Relation
+from tests.support import FEW
 from tests.topology.world import ECHO, NAMES, SEQPACKET, STRANGER, STREAM, UNKNOWN_VM, World, outcome, vm_id
 
 WORDS = (
@@ -34,6 +35,8 @@ WORDS = (
     HV_GUID_BROADCAST,
     UNKNOWN_VM,
 )
+A_FEW = 7
+"""Which part of the connects is enough where few are; no count of what varies can be divided by it."""
 
 
 def worlds() -> Iterator[World]:
@@ -55,7 +58,8 @@ def test_what_is_explained_is_what_is_decided() -> None:
     """Step for step: all pass but the last, whose refusal is the verdict; every text is one line."""
     seen: set[Reason | None] = set()
     for world in worlds():
-        for name, to, passthru, subject in product(NAMES, [*WORDS, *NAMES], (False, True), (None, STRANGER)):
+        connects = product(NAMES, [*WORDS, *NAMES], (False, True), (None, STRANGER))
+        for name, to, passthru, subject in islice(connects, 0, None, A_FEW if FEW else 1):
             verdict = world.connect(name, to, passthru=passthru, subject=subject)
             steps = world.explain(name, to, passthru=passthru, subject=subject)
             *passed, last = steps

@@ -46,9 +46,16 @@ def settings_of(name: str, hardware: Hardware, **changes: Any) -> Settings:
     return replace(made, **changes)
 
 
-def default_guest(name: str, made: Image, hardware: Hardware = Hardware(), **changes: Any) -> Settings:  # noqa: B008
-    """Settings of a VM with the default guest."""
-    words = (*qemu.PARAMETERS, f"hvsock.name={name}", *hardware.append)
+def default_guest(
+    name: str,
+    made: Image,
+    hardware: Hardware = Hardware(),  # noqa: B008
+    *,
+    agent: bool = False,
+    **changes: Any,
+) -> Settings:
+    """Settings of a VM with the default guest; with its agent, which takes some seconds, if asked."""
+    words = (*qemu.PARAMETERS, f"hvsock.name={name}", f"hvsock.agent={agent:d}", *hardware.append)
     hardware = replace(hardware, kernel=made.kernel, initrd=qemu.INITRD, append=words)
     return settings_of(name, hardware, marker=READY_LINE, kernel=made.series, **changes)
 

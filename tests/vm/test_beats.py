@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -14,7 +12,7 @@ assert sys.platform == "linux"
 
 from tests.cli.helpers import hvsock as command
 from tests.vm.support import PATIENCE, needs_qemu, wait_until
-from tests.vm.traffic.world import Kind, World
+from tests.vm.traffic.world import World
 
 pytestmark = [needs_qemu, pytest.mark.timeout(3 * PATIENCE)]
 
@@ -22,20 +20,10 @@ LATE: Final = 3600
 """Seconds by which the guest's clock is set back."""
 NEAR_NANOSECONDS: Final = 100_000_000
 """How near it has to be in the end."""
-WRONG_CLOCK: Final = ("-rtc", "base=2020-01-01T00:00:00")
-"""The machine's own clock, from which a guest has its time when it boots."""
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """A fabric that keeps clocks right, with one guest, whose machine has a wrong one."""
-    made = World(tmp_path, {"web01": Kind("6.12", 1, options=WRONG_CLOCK)}, timesync=True)
-    yield made
-    made.close()
-
-
-def test_a_guest_is_watched_and_its_clock_set(world: World) -> None:
-    env = world.environment
+def test_a_guest_is_watched_and_its_clock_set(agent_world: World) -> None:
+    env = agent_world.environment
 
     def asked(*words: str) -> Any:
         return json.loads(command(*words, "--json", env=env, seconds=PATIENCE).stdout)
@@ -51,7 +39,7 @@ def test_a_guest_is_watched_and_its_clock_set(world: World) -> None:
         code, said = guest.output("sh", "-c", f'date -s "@$(($(date +%s) - {LATE}))"')
         assert code == 0, said
 
-    guest = world.guest("web01")
+    guest = agent_world.guest("web01")
     assert guest.output("date", "+%Y")[1] == b"2020\n"
     asked("timesync", "web01", "--wait", str(PATIENCE))
     wait_until(is_right)  # nobody has asked for it

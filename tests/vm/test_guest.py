@@ -44,7 +44,7 @@ def test_the_demo_and_the_echo(length: int) -> None:
     with echoing() as (near, failures):
         result = guest.demo(near, length)
     assert not failures
-    assert (result["bytes"], result["sha256_match"]) == (length, True)
+    assert (result["bytes"], result["checksums_match"]) == (length, True)
     assert result["seconds"] >= 0
 
 
@@ -62,7 +62,7 @@ def test_the_demo_tells_of_bytes_that_came_back_otherwise() -> None:
     with near:
         result = guest.demo(near, 100_000)
     thread.join()
-    assert (result["bytes"], result["sha256_match"]) == (100_000, False)
+    assert (result["bytes"], result["checksums_match"]) == (100_000, False)
 
 
 def test_the_demo_tells_of_a_peer_that_leaves() -> None:

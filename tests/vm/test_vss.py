@@ -81,7 +81,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, disk: str) -> Iterator[World]:
     """A fabric with one guest, which has the disk."""
-    made = World(tmp_path_factory.mktemp("world"), {"store": Kind("6.12", 1, data_disks=(disk,))})
+    made = World(tmp_path_factory.mktemp("world"), {"store": Kind("6.12", 1, data_disks=(disk,), agent=True)})
     before = os.environ.get(paths.FOLDER_VARIABLE)
     os.environ[paths.FOLDER_VARIABLE] = made.folder
     yield made

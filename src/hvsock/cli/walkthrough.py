@@ -145,7 +145,6 @@ class Walk:
                 self._skipped.append(why_not)
             else:
                 self._transport = self._vm["transport"]
-                self._sha256_match = self._sha256_match and self._vm["sha256_match"]
 
     # -- the steps
 

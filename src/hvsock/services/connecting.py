@@ -8,6 +8,7 @@ import errno
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from hvsock.errors import (
@@ -108,8 +109,12 @@ class Connector:
         offer = Offer(list(self._service.VERSIONS), sorted(self._service.FEATURES))
         asked = connection.ask(Negotiation.WIRE, Negotiation.negotiate, codec_of(Negotiation), _one(offer), None)
         async with contextlib.aclosing(asked) as answers:
-            async with asyncio.timeout(NEGOTIATION_SECONDS):
-                first = await anext(answers, None)
+            try:
+                async with asyncio.timeout(NEGOTIATION_SECONDS):
+                    first = await anext(answers, None)
+            except TimeoutError:
+                text = f"{self} took the connection and said nothing for {NEGOTIATION_SECONDS:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, text) from None
             if first is None:
                 raise LostError(f"{self} ended the negotiation")
             if first.version not in offer.versions or not set(first.features) <= set(offer.features):
@@ -117,8 +122,12 @@ class Connector:
             self.accepted = first
             if not ready and not first.ready:
                 return
-            if not first.ready and await anext(answers, None) is None:
-                raise NotReadyError(f"{self} is not ready, and will not be")
+            if not first.ready:
+                last = await anext(answers, None)
+                if last is None:
+                    raise NotReadyError(f"{self} is not ready, and will not be")
+                if last != replace(first, ready=True):
+                    raise ProtocolError(f"{self} changed its mind about what it picked")
             async for _ in answers:  # to its end, so that the other side need not cancel it
                 raise ProtocolError(f"{self} goes on with a negotiation that is over")
 
@@ -133,6 +142,7 @@ class Connector:
         Raises:
             TimeoutError: it was not over in time.
             LostError: the connection ended within an operation that is not idempotent.
+            ProtocolError: the other side said what none of ours says.
             OSError, HvsockError: there is no connection, or what the other side refused.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -145,7 +155,7 @@ class Connector:
                 async with contextlib.aclosing(self._asked(connection, operation, question, left)) as answers:
                     answer = await anext(answers, None)
                     if answer is None:
-                        raise LostError(f"{self} ended {operation.policy_name} without an answer")
+                        raise ProtocolError(f"{self} ended {operation.policy_name} without an answer")
                     async for _ in answers:
                         pass
                     return answer

@@ -18,6 +18,7 @@ from hvsock.sockets.chosen import socket
 from hvsock.sockets.helpers import create_server
 
 from .caller import Caller
+from .negotiation import NEGOTIATION_SECONDS
 from .policy import ALLOW_ALL, Policy
 from .service import Service
 from .session import Session
@@ -153,6 +154,10 @@ class Serving:
             sock.close()
             return
         try:
+            await asyncio.wait({protocol.ended}, timeout=NEGOTIATION_SECONDS)
+            if not protocol.was_asked:
+                log.info("%s: %s asked for nothing", service.NAME, describe_vm_id(peer.vm_id))
+                return
             await asyncio.shield(protocol.ended)
         finally:
             protocol.abort()

@@ -70,10 +70,11 @@ class Session:
     def protocol(self) -> ServerConnection:
         """The connection's protocol."""
         handlers = {}
+        gathering = asyncio.Lock()
         for service in (Negotiation(self), self.service):
             kind = type(service)
             served = {one: partial(self._answer, service, one) for one in kind.OPERATIONS.values()}
-            handlers.update(handlers_of(kind.WIRE, served, codec_of(kind)))
+            handlers.update(handlers_of(kind.WIRE, served, codec_of(kind), gathering))
         return ServerConnection(handlers)
 
     async def _answer(

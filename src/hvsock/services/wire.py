@@ -25,6 +25,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.exceptions import ProtocolError as WireError
 from grpclib.metadata import Deadline
 from h2.config import H2Configuration
+from h2.settings import SettingCodes, Settings
 
 from hvsock.errors import (
     BusyError,
@@ -46,10 +47,15 @@ from .service import Operation
 
 log = logging.getLogger(__name__)
 
-CONNECTION_WINDOW_BYTES: Final = 1 << 20
-"""What a peer may send ahead on one connection, and so what it can make this side hold: 1 MiB."""
-STREAM_WINDOW_BYTES: Final = 1 << 18
-"""What it may send ahead for one operation, so that one that nobody reads leaves room for the others."""
+MAX_STREAMS: Final = 16
+"""Operations that a peer may have under way on one connection; it waits with more."""
+STREAM_WINDOW_BYTES: Final = 1 << 17
+"""What it may send ahead for one operation: enough for some round trips of an emulated guest."""
+CONNECTION_WINDOW_BYTES: Final = MAX_STREAMS * STREAM_WINDOW_BYTES
+"""What it may send ahead on one connection, 2 MiB: operations that nobody reads leave room for the others."""
+SMALL_BYTES: Final = 1 << 16
+"""Longest message that is gathered next to others. Longer ones are gathered one at a time on each connection: a
+peer makes this side hold no more than the window, these, and one message of the longest kind, some 4 MiB."""
 MAX_UNSENT_BYTES: Final = 4 << 20
 """What may wait to be sent. Operations wait when 64 KiB do; only answers to a peer that floods this side with
 pings or settings, and reads nothing, come so far."""
@@ -97,9 +103,8 @@ class _Encoding(CodecBase):
 
 
 def _configuration() -> Configuration:
-    return Configuration(
-        http2_connection_window_size=CONNECTION_WINDOW_BYTES, http2_stream_window_size=STREAM_WINDOW_BYTES
-    )
+    # the window of a stream goes with the other settings, see _Connection.connection_made
+    return Configuration(http2_connection_window_size=CONNECTION_WINDOW_BYTES, http2_stream_window_size=65535)
 
 
 def _h2(*, client_side: bool) -> H2Configuration:
@@ -126,6 +131,22 @@ class _Connection(protocol.H2Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         super().connection_made(transport)
+        h2 = self.connection._connection
+        # as the first values, not as changes, which would count only once the peer has agreed
+        h2.local_settings = Settings(
+            client=h2.config.client_side,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.MAX_HEADER_LIST_SIZE: h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+            },
+        )
+        h2.update_settings(
+            {
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+            }
+        )
+        self.connection.flush()
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
@@ -156,8 +177,13 @@ class _Connection(protocol.H2Protocol):
             self._transport.abort()
 
 
-async def _bounded(stream: Any, most: int) -> bytes | None:
+async def _bounded(stream: Any, most: int, gathering: asyncio.Lock) -> bytes | None:
     """The next message on a stream, or None at its end.
+
+    Args:
+        stream: grpclib's.
+        most: longest message, in bytes.
+        gathering: the connection's, held while a message beyond SMALL_BYTES comes in.
 
     Raises:
         ProtocolError: it has more than `most` bytes, is compressed, or ends early; the sender's doing.
@@ -171,7 +197,8 @@ async def _bounded(stream: Any, most: int) -> bytes | None:
             raise ProtocolError("a compressed message, which nobody asked for")
         if length > most:
             raise ProtocolError(f"a message of {length} bytes; {most} is the most")
-        data: bytes = await stream.recv_data(length)
+        async with gathering if length > SMALL_BYTES else contextlib.nullcontext():
+            data: bytes = await stream.recv_data(length)
     except AssertionError:
         raise ProtocolError("a message ended early") from None
     if len(data) != length:
@@ -182,18 +209,21 @@ async def _bounded(stream: Any, most: int) -> bytes | None:
 # -- serving
 
 
-def handlers_of(prefix: str, operations: Mapping[Operation[Any, Any], Served], codec: Codec) -> dict[str, Handler]:
+def handlers_of(
+    prefix: str, operations: Mapping[Operation[Any, Any], Served], codec: Codec, gathering: asyncio.Lock
+) -> dict[str, Handler]:
     """The handlers of one service on one connection, by path.
 
     Args:
         prefix: the service's name on the wire.
         operations: what answers each of its operations.
         codec: turns its messages into bytes.
+        gathering: one for all services of the connection, see SMALL_BYTES.
     """
     encoding = _Encoding(codec)
     return {
         f"/{prefix}/{operation.wire_name}": Handler(
-            _handler(operation, served, encoding),
+            _handler(operation, served, encoding, gathering),
             _CARDINALITY[operation.many_questions, operation.many_answers],
             operation.question,
             operation.answer,
@@ -202,11 +232,13 @@ def handlers_of(prefix: str, operations: Mapping[Operation[Any, Any], Served], c
     }
 
 
-def _handler(operation: Operation[Any, Any], served: Served, encoding: _Encoding) -> Callable[[Any], Any]:
+def _handler(
+    operation: Operation[Any, Any], served: Served, encoding: _Encoding, gathering: asyncio.Lock
+) -> Callable[[Any], Any]:
     async def handle(stream: server.Stream[Any, Any]) -> None:
         stream._codec = encoding
         try:
-            async with contextlib.aclosing(served(_questions(stream, operation, encoding))) as answers:
+            async with contextlib.aclosing(served(_questions(stream, operation, encoding, gathering))) as answers:
                 async for answer in answers:
                     await stream.send_message(answer)
                     # what is sent into an ended connection is dropped without a pause: let the end be heard of
@@ -225,9 +257,12 @@ def _handler(operation: Operation[Any, Any], served: Served, encoding: _Encoding
 
 
 async def _questions(
-    stream: server.Stream[Any, Any], operation: Operation[Any, Any], encoding: _Encoding
+    stream: server.Stream[Any, Any],
+    operation: Operation[Any, Any],
+    encoding: _Encoding,
+    gathering: asyncio.Lock,
 ) -> AsyncIterator[Any]:
-    while (data := await _bounded(stream._stream, operation.max_bytes)) is not None:
+    while (data := await _bounded(stream._stream, operation.max_bytes, gathering)) is not None:
         yield encoding.decode(data, operation.question)
         if not operation.many_questions:
             return
@@ -254,6 +289,11 @@ class ServerConnection(_Connection):
     def __init__(self, handlers: dict[str, Handler]) -> None:
         self._handler = server.Handler(handlers, _Encoding(None), None, _DispatchServerEvents())  # type: ignore[arg-type]
         super().__init__(self._handler, _configuration().__for_server__(), _h2(client_side=False))
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether any operation was ever asked for."""
+        return self.connection.streams_started > 0
 
     async def wait_ended(self) -> None:
         """Wait until the connection has ended and its handlers with it."""
@@ -286,6 +326,7 @@ class ClientConnection:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         self._channels: dict[Codec, _Channel] = {}
+        self._gathering = asyncio.Lock()
 
     @classmethod
     async def open(cls, sock: _stdlib.socket) -> ClientConnection:
@@ -395,7 +436,7 @@ class ClientConnection:
             await stream.recv_initial_metadata()
             while True:
                 with stream._wrapper:
-                    data = await _bounded(stream._stream, operation.max_bytes)
+                    data = await _bounded(stream._stream, operation.max_bytes, self._gathering)
                 if data is None:
                     break
                 yield encoding.decode(data, operation.answer)

@@ -108,11 +108,27 @@ async def connected(address: AddressLike, *, partition: str | None = None) -> so
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket, target: Address) -> None:
     while True:
         try:
-            return await loop.sock_connect(sock, target)
+            return sock.connect(target)  # the second call tells why; loop.sock_connect knows the errno alone
+        except BlockingIOError:
+            await _writable(loop, sock.fileno())
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-        await asyncio.sleep(RETRY_SECONDS)  # the broker's queue is full
+            await asyncio.sleep(RETRY_SECONDS)  # the broker's queue is full
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    found = loop.create_future()
+
+    def settle() -> None:
+        if not found.done():
+            found.set_result(None)
+
+    loop.add_writer(descriptor, settle)
+    try:
+        await found
+    finally:
+        loop.remove_writer(descriptor)
 
 
 async def _resolve(address: AddressLike, partition: str | None) -> Address:

@@ -160,7 +160,9 @@ def socketpair(
 
 
 def wait_for_service(address: AddressLike, timeout: float | None = None, *, partition: str | None = None) -> None:
-    """Wait until a connect to `address` would succeed; makes no connection.
+    """Wait until a connect to `address` would succeed; makes no connection, except to a guest of a VM.
+
+    What listens in a guest its host does not know: there it connects, and closes that at once.
 
     Args:
         address: ``hvsocket://VM/SERVICE`` or the pair.
@@ -180,9 +182,15 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
                 raise UsageError("the host cannot tell what listens in this guest; try to connect, with retry")
             found = client.call(folder, "explain", vm=target.vm_id, service=target.service_id)
             if found["ok"]:
+                if found.get("guest_decides"):
+                    create_connection(target, patience.left, partition=partition).close()
                 return
             missing = found["error"]["text"]
         except (NotFoundError, NoFabricError) as error:
             missing = str(error)
+        except OSError as error:
+            if error.errno not in WORTH_WAITING and not isinstance(error, TimeoutError):
+                raise
+            missing = error.strerror or str(error)
         if not patience.pause():
             raise TimeoutError(errno.ETIMEDOUT, f"the service is not there after {timeout:g} s: {missing}")

@@ -116,14 +116,15 @@ def demo(sock: socket, length: int = DEMO_BYTES) -> dict[str, Any]:
     """Send `length` bytes by `sock`, a connection to an echo, and compare what comes back.
 
     Returns:
-        ``bytes`` received, ``sha256_match``, and ``seconds`` for both ways.
+        ``bytes`` received, ``checksums_match``, and ``seconds`` for both ways.
 
     Raises:
         OSError: the connection was reset, or nothing came for :data:`DEMO_QUIET_SECONDS`.
     """
     sock.settimeout(DEMO_QUIET_SECONDS)
     data = memoryview(os.urandom(min(length, DEMO_SEED)))
-    sent, received = hashlib.sha256(), hashlib.sha256()
+    # against mistakes, not against malice; for SHA-256 an emulated guest takes 14 times as long
+    sent, received = (hashlib.md5(usedforsecurity=False) for _ in range(2))
     failures: list[OSError] = []
 
     def send() -> None:
@@ -151,7 +152,7 @@ def demo(sock: socket, length: int = DEMO_BYTES) -> dict[str, Any]:
     if failures:
         raise failures[0]
     match = count == length and sent.digest() == received.digest()
-    return {"bytes": count, "sha256_match": match, "seconds": round(seconds, 3)}
+    return {"bytes": count, "checksums_match": match, "seconds": round(seconds, 3)}
 
 
 def _report_demo() -> None:
@@ -162,7 +163,7 @@ def _report_demo() -> None:
         with hvsock.create_connection(target, DEMO_CONNECT_SECONDS, retry=True) as sock:
             result = demo(sock)
     except (OSError, HvsockError) as error:
-        result = {"bytes": 0, "sha256_match": False, "error": str(error)}
+        result = {"bytes": 0, "checksums_match": False, "error": str(error)}
     print(json.dumps(result), flush=True)
 
 

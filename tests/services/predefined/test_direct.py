@@ -22,6 +22,8 @@ from hvsock.sockets.aio import open_connection
 
 assert sys.platform == "linux"
 
+from hvsock.testing.fabric import fabric
+from tests.cli.helpers import PROGRAM
 from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, with_guest
 
 needs_openssh = pytest.mark.skipif(
@@ -95,6 +97,33 @@ def test_signals_go_through(tmp_path: Path) -> None:
         assert (process.returncode, out, err) == (5, b"got\n", b"")
 
     with_guest(tmp_path / "state", main)
+
+
+def test_commands_do_not_ignore_what_their_agent_ignores(tmp_path: Path) -> None:
+    """As an agent does that nohup or a shell's background began."""
+    with fabric() as made:
+        guest = made.create_partition("web01")
+        env = {**os.environ, "HVSOCK_DIR": made.folder}
+        ignoring = [
+            "sh",
+            "-c",
+            'trap "" HUP INT QUIT; exec "$@"',
+            "sh",
+            PROGRAM,
+            "agent",
+            "--state",
+            str(tmp_path),
+        ]
+        command = [PROGRAM, "exec", "web01", "--wait", str(PATIENCE), "--", "sh", "-c"]
+        with subprocess.Popen(ignoring, env={**env, "HVSOCK_PARTITION": guest.folder}) as agent:
+            try:
+                for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+                    ended = subprocess.run([*command, f"kill -{number} $$"], env=env, timeout=PATIENCE)
+                    assert ended.returncode == 128 + number
+                agent.send_signal(signal.SIGHUP)
+                assert subprocess.run([*command, "exit 3"], env=env, timeout=PATIENCE).returncode == 3
+            finally:
+                agent.terminate()
 
 
 @pytest.mark.parametrize("tty", [[], ["--tty"]])

@@ -44,6 +44,7 @@ from hvsock.services.predefined.filecopy.frames import (
     number_frame,
 )
 from hvsock.services.predefined.filecopy.receiving import Limits, Receiver
+from hvsock.services.predefined.filecopy.sending import Sender
 from hvsock.services.predefined.filecopy.walking import MAX_DEPTH
 from hvsock.services.serving import RawService, serve
 from hvsock.testing.fabric import fabric
@@ -208,6 +209,24 @@ def test_limits(target: Path) -> None:
         told(PLAN + a_file(b"x", size=11), target, limits=Limits(size=10))
     with pytest.raises(ProtocolError, match="a FOLDER where a file"):
         told(PLAN + ROOT, target, recursive=False)
+
+
+def test_of_what_is_left_out_the_first_is_told(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that leaves out a million files does not fill the host's memory."""
+    monkeypatch.setattr("hvsock.services.predefined.filecopy.receiving.MAX_FAILURES", 5)
+    skipped = Failure(b"x", "no").to_frame(Kind.SKIPPED) * 9
+    _, _, left_out = told(PLAN + ROOT + skipped + LEAVE + FINISH, target)
+    assert left_out == [Failure(b"copy/x", "no")] * 5
+
+
+def test_failures_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a guest that has received."""
+    monkeypatch.setattr("hvsock.services.predefined.filecopy.sending.MAX_FAILURES", 5)
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(Failure(b"x", "no").to_frame(Kind.FAILED) * 20)
+        with pytest.raises(ProtocolError, match="failures without end"):
+            Sender(Channel(far), lambda progress: None)._outcome([])
 
 
 def test_links_of_the_copy_are_not_written_through(target: Path) -> None:

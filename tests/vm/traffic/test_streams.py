@@ -24,17 +24,18 @@ OTHERS = EVERYWHERE if SOAK else [("web02", True), ("web01", False)]
 """Guests, and whether they connect or the host does; in `make test` each kernel and each direction occurs."""
 MIB = 1 << 20
 MANY = 200
-IN_A_ROW = sample(1_000, 20_000)
+EACH_BYTES = sample(MIB // 8, MIB)
+IN_A_ROW = sample(250, 20_000)
 STALLED_BYTES = 4 * MIB
 """More than all the buffers on the way hold."""
 
 
 @pytest.mark.parametrize(("name", "by_guest"), BOTH)
 def test_many_at_once(world: World, name: str, by_guest: bool) -> None:
-    """200 connections, over each of which 1 MiB goes either way at the same time."""
+    """200 connections, over each of which as much goes either way at the same time."""
     guest = world.guest(name)
     for _ in range(sample(1, 10)):
-        assert world.between(guest, by_guest, "many", count=MANY, size=MIB, write_bytes=64 * 1024) == []
+        assert world.between(guest, by_guest, "many", count=MANY, size=EACH_BYTES, write_bytes=64 * 1024) == []
     guest.wait_until_quiet()
 
 

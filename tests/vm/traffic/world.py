@@ -54,6 +54,7 @@ class Kind:
         group: the group that it is a member of.
         data_disks: the files of its data disks.
         options: more words for QEMU.
+        agent: whether it has its agent, which it loads for some seconds.
     """
 
     series: str
@@ -61,6 +62,7 @@ class Kind:
     group: str | None = None
     data_disks: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    agent: bool = False
 
 
 class RemoteSocket:
@@ -178,6 +180,7 @@ class Guest:
         words += ["--group", self.kind.group] if self.kind.group else []
         words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
         words += [word for option in self.kind.options for word in ("--qemu", option)]
+        words += ["--append", f"hvsock.agent={self.kind.agent:d}"]
         words += ["--overlay", str(self._world.overlay)]
         words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
         done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)

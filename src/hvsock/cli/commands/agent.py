@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import logging
 import os
 import signal
 import sys
-import tomllib
 from typing import Any
 
 import click
@@ -48,6 +46,8 @@ def agent(
     Under systemd it tells when it is ready (Type=notify).
     """
     if unit:
+        import importlib.resources
+
         text = importlib.resources.files("hvsock.services").joinpath("hvsock-agent.service").read_text()
         click.echo(text, nl=False)
         return
@@ -71,6 +71,10 @@ async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # ignored still, but not by the commands that it starts, which would ignore what it ignores
+            signal.signal(number, lambda number, frame: None)
     surroundings = Surroundings(own_machine, state, policy, lambda: loop.call_soon_threadsafe(over.set))
     made = Agent(surroundings, None if own_machine else folder, off=off)
     serving = asyncio.create_task(made.run(folder))
@@ -100,6 +104,8 @@ def _settings(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    import tomllib  # here, as most agents have no such file, and emulated guests load slowly
+
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)

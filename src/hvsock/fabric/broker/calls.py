@@ -226,6 +226,7 @@ def _explain(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
         "vm": describe_vm_id(request.vm_id),
         "service_id": request.service_id,
         "ok": refusal is None,
+        "guest_decides": isinstance(verdict, Grant) and verdict.listener.device,
         "error": None if refusal is None else _show_refusal(client, refusal),
         "checks": [
             {"question": check.question, "found": check.found, "ok": check.refusal is None}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Final
 
-from hvsock.errors import LostError, NoFabricError, NotFoundError, NotReadyError, ProtocolError
+from hvsock.errors import LostError, NoFabricError, NotFoundError, NotReadyError, ProtocolError, UsageError
 from hvsock.fabric import client, paths
 from hvsock.services.connecting import CONNECT_SECONDS, connect
 
@@ -79,7 +79,7 @@ class Exchange:
         """All keys of some pools, or of all.
 
         Raises:
-            ProtocolError: the guest told more than there can be.
+            ProtocolError: the guest told more than there can be, or what no guest of ours tells.
             TimeoutError: it did not come to an end.
         """
         asked = frozenset(pools) or frozenset(Pool)
@@ -91,6 +91,7 @@ class Exchange:
             async for item in answers:
                 if item.pool not in asked or (item.pool, item.key) in found:
                     raise ProtocolError(f"the guest tells {item.key!a} of {item.pool.word} twice, or unasked")
+                _check_told(item)
                 keys[item.pool] += 1
                 size[item.pool] += len(item.key.encode()) + len(item.value)
                 if keys[item.pool] > MAX_POOL_KEYS or size[item.pool] > MAX_POOL_BYTES:
@@ -184,6 +185,8 @@ class Exchange:
                     async for change in changes:
                         if (change.item is None) is (change.kind in (ChangeKind.SET, ChangeKind.DELETED)):
                             raise ProtocolError("the guest tells a change without saying of what")
+                        if change.item is not None:
+                            _check_told(change.item)
                         epoch, revision = change.epoch, change.resume
                         yield change
             except (LostError, NoFabricError, NotReadyError, ConnectionError, TimeoutError):
@@ -223,6 +226,18 @@ async def exchange(
         if introduce:
             await made.introduce(*await asyncio.to_thread(_named, vm, partition))
         yield made
+
+
+def _check_told(item: Item) -> None:
+    """Refuse a key of the guest's that no store of ours has.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        check_key(item.key)
+    except UsageError as error:
+        raise ProtocolError(f"the guest tells of a key that is none: {error}") from None
 
 
 def _named(vm: str, partition: str | None) -> tuple[str, str]:

@@ -202,15 +202,15 @@ def chosen(count: int) -> list[str]:
 
 
 def test_every_service_recovers_by_itself(
-    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+    agent_world: World, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    guest = world.guest("web01")
-    command("integration", "enable", "web01", "Guest Service Interface", env=world.environment)
-    keys = HostKeys(os.path.join(world.folder, "keys"), guest.vm_id, guest.name)
+    guest = agent_world.guest("web01")
+    command("integration", "enable", "web01", "Guest Service Interface", env=agent_world.environment)
+    keys = HostKeys(os.path.join(agent_world.folder, "keys"), guest.vm_id, guest.name)
 
     async def run() -> None:
         async with services_of(guest, keys, tmp_path) as services:
-            events = Events(world, guest, services)
+            events = Events(agent_world, guest, services)
             for event in ("nothing", *chosen(EVENTS)):
                 begun = time.monotonic()
                 if event != "nothing":
@@ -221,4 +221,3 @@ def test_every_service_recovers_by_itself(
                 record_property(event, {"there again": there, **times})
 
     asyncio.run(run())
-    guest.wait_until_quiet()

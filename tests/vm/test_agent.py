@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.errors import HvsockError
+from hvsock.fabric import paths
 from hvsock.services.agent import GuestAgent
 from hvsock.services.agent import Question as AgentQuestion
 from hvsock.services.connecting import connect
@@ -37,8 +38,9 @@ from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
 from tests.support import sample
+from tests.vm.clocks import watched_and_set
 from tests.vm.support import PATIENCE, needs_qemu
-from tests.vm.traffic.world import Guest, World
+from tests.vm.traffic.world import Guest, Kind, World
 
 EVENTS: Final = sample(5, 100)
 pytestmark = [needs_qemu, pytest.mark.timeout(PATIENCE * (2 + EVENTS))]
@@ -48,6 +50,9 @@ TRY_SECONDS: Final = 30.0
 """How long one question may take: an emulated guest loads much for its first login."""
 LOOK_SECONDS: Final = 0.05
 """Pause before a question that failed is asked again, by those that promise no such thing themselves."""
+
+WRONG_CLOCK: Final = ("-rtc", "base=2020-01-01T00:00:00")
+"""The machine's own clock, from which a guest has its time when it boots."""
 
 Ask = Callable[[], Awaitable[object]]
 
@@ -201,16 +206,33 @@ def chosen(count: int) -> list[str]:
     return list(itertools.islice(itertools.chain.from_iterable(rounds), count))
 
 
-def test_every_service_recovers_by_itself(
-    agent_world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+@pytest.fixture
+def world(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[World]:
+    """A fabric that keeps clocks right, with one guest that has its agent, and whose machine has a wrong clock."""
+    kind = Kind("6.12", 2, options=WRONG_CLOCK, agent=True)
+    made = World(tmp_path_factory.mktemp("agents"), {"web01": kind}, timesync=True)
+    monkeypatch.setenv(paths.FOLDER_VARIABLE, made.folder)
+    monkeypatch.delenv(paths.PARTITION_VARIABLE, raising=False)
+    failed = request.session.testsfailed
+    yield made
+    if request.session.testsfailed > failed:
+        print(made.describe())
+    made.close()
+
+
+def test_every_service_is_served_and_recovers_by_itself(
+    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    guest = agent_world.guest("web01")
-    command("integration", "enable", "web01", "Guest Service Interface", env=agent_world.environment)
-    keys = HostKeys(os.path.join(agent_world.folder, "keys"), guest.vm_id, guest.name)
+    watched_and_set(world)
+    guest = world.guest("web01")
+    command("integration", "enable", "web01", "Guest Service Interface", env=world.environment)
+    keys = HostKeys(os.path.join(world.folder, "keys"), guest.vm_id, guest.name)
 
     async def run() -> None:
         async with services_of(guest, keys, tmp_path) as services:
-            events = Events(agent_world, guest, services)
+            events = Events(world, guest, services)
             for event in ("nothing", *chosen(EVENTS)):
                 begun = time.monotonic()
                 if event != "nothing":

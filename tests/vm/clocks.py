@@ -1,4 +1,4 @@
-"""Heartbeat and time synchronisation of a real guest by its own agent, with the installed commands."""
+"""What heartbeat and time synchronisation do for a real guest with its own agent, by the installed commands."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 assert sys.platform == "linux"
 
 from tests.cli.helpers import hvsock as command
-from tests.vm.support import PATIENCE, needs_qemu, wait_until
+from tests.vm.support import PATIENCE, wait_until
 from tests.vm.traffic.world import World
-
-pytestmark = [needs_qemu, pytest.mark.timeout(3 * PATIENCE)]
 
 LATE: Final = 3600
 """Seconds by which the guest's clock is set back."""
@@ -22,8 +20,13 @@ NEAR_NANOSECONDS: Final = 100_000_000
 """How near it has to be in the end."""
 
 
-def test_a_guest_is_watched_and_its_clock_set(agent_world: World) -> None:
-    env = agent_world.environment
+def watched_and_set(world: World) -> None:
+    """Require that a guest with a wrong clock is watched, and its clock set, by itself and when asked for.
+
+    Args:
+        world: a fabric that keeps clocks right, whose guest web01 boots in the year 2020.
+    """
+    env = world.environment
 
     def asked(*words: str) -> Any:
         return json.loads(command(*words, "--json", env=env, seconds=PATIENCE).stdout)
@@ -39,7 +42,7 @@ def test_a_guest_is_watched_and_its_clock_set(agent_world: World) -> None:
         code, said = guest.output("sh", "-c", f'date -s "@$(($(date +%s) - {LATE}))"')
         assert code == 0, said
 
-    guest = agent_world.guest("web01")
+    guest = world.guest("web01")
     assert guest.output("date", "+%Y")[1] == b"2020\n"
     asked("timesync", "web01", "--wait", str(PATIENCE))
     wait_until(is_right)  # nobody has asked for it

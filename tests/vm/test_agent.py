@@ -38,6 +38,7 @@ from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
 from tests.support import sample
+from tests.vm.by_command import Operator
 from tests.vm.clocks import watched_and_set
 from tests.vm.support import PATIENCE, needs_qemu
 from tests.vm.traffic.world import Guest, Kind, World
@@ -243,3 +244,4 @@ def test_every_service_is_served_and_recovers_by_itself(
                 record_property(event, {"there again": there, **times})
 
     asyncio.run(run())
+    Operator(world, tmp_path).does_everything()

@@ -13,6 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
+if sys.platform != "win32":
+    # before a child becomes another user, whom the interpreter's own folder may be closed to
+    import grp
+    import pwd
+
+    NAMED_BY = (grp, pwd)
+
 T = TypeVar("T")
 Say = Callable[[str], None]
 

@@ -46,13 +46,13 @@ if sys.platform != "linux":
 
 HERE = Path(__file__).parent
 WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
-"""Where those tests are."""
+"""Where the tests are that boot VMs, or make the image for them."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
 def has_vms(path: Path) -> bool:
-    """Whether the tests of a module boot VMs, or make the image for them."""
+    """Whether the tests of a module are among those."""
     return any(path.is_relative_to(one) for one in WITH_VMS)
 
 

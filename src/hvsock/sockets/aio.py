@@ -93,42 +93,43 @@ async def connected(address: AddressLike, *, partition: str | None = None) -> so
         OSError: what connect raises.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
-    loop = asyncio.get_running_loop()
     target = await _resolve(address, partition)
     sock = socket(partition=partition)
     try:
         sock.setblocking(False)
-        await _connect(loop, sock, target)
+        await _connect(sock, target)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-async def _connect(loop: asyncio.AbstractEventLoop, sock: socket, target: Address) -> None:
+async def _connect(sock: socket, target: Address) -> None:
     while True:
         try:
             return sock.connect(target)  # the second call tells why; loop.sock_connect knows the errno alone
         except BlockingIOError:
-            await _writable(loop, sock.fileno())
+            await ready(sock.fileno(), write=True)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             await asyncio.sleep(RETRY_SECONDS)  # the broker's queue is full
 
 
-async def _writable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+async def ready(descriptor: int, *, write: bool) -> None:
+    """Wait until `descriptor`, which stays its owner's, can be read or written."""
+    loop = asyncio.get_running_loop()
     found = loop.create_future()
 
     def settle() -> None:
         if not found.done():
             found.set_result(None)
 
-    loop.add_writer(descriptor, settle)
+    (loop.add_writer if write else loop.add_reader)(descriptor, settle)
     try:
         await found
     finally:
-        loop.remove_writer(descriptor)
+        (loop.remove_writer if write else loop.remove_reader)(descriptor)
 
 
 async def _resolve(address: AddressLike, partition: str | None) -> Address:

@@ -171,6 +171,7 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
 
     Raises:
         TimeoutError: `timeout` is over; the text says what was missing last.
+        OSError: a connect to a guest failed for another reason than that nothing listens there yet.
         UsageError: it is not an address, or it is loopback in a guest, of which its host knows nothing.
     """
     patience = _Patience(timeout)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from hvsock.errors import StateError
+from hvsock.sockets.aio import ready
 
 from .users import User
 
@@ -139,7 +140,7 @@ class Process:
                     if error.errno == errno.EIO:
                         return b""
                     raise
-                readable = asyncio.ensure_future(_ready(master, write=False))
+                readable = asyncio.ensure_future(ready(master, write=False))
                 try:
                     await asyncio.wait({readable, ended}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -155,7 +156,7 @@ class Process:
             try:
                 rest = rest[os.write(master, rest) :]
             except BlockingIOError:
-                await _ready(master, write=True)
+                await ready(master, write=True)
 
 
 async def started(
@@ -234,19 +235,3 @@ async def _spawn(
 def _set_size(master: int, width: int, height: int) -> None:
     rows, columns = (max(0, min(one, MAX_TERMINAL_SIZE)) for one in (height, width))
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-async def _ready(descriptor: int, *, write: bool) -> None:
-    """Wait until `descriptor` can be read or written."""
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def set_ready() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    (loop.add_writer if write else loop.add_reader)(descriptor, set_ready)
-    try:
-        await ready
-    finally:
-        (loop.remove_writer if write else loop.remove_reader)(descriptor)

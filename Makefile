@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+# The tests start hundreds of processes, each of which would compile all that it imports where this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup qemu demo test soak check bench bench-vm clean
 
 setup: $(VENV)/.dev-installed

@@ -57,7 +57,12 @@ def has_vms(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests with VMs more time, and begins with them: they take longest, and one process runs them all."""
+    """Gives tests with VMs more time, and begins with them: they take longest, and one process runs them all.
+
+    What is marked as part of the soak alone is left out in `make test`.
+    """
+    if not SOAK:
+        items[:] = [item for item in items if item.get_closest_marker("soak") is None]
     for item in items:
         if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))

@@ -29,7 +29,7 @@ COMPILED: Final = frozenset(("cffi", "cryptography", "protobuf"))
 """The packages whose compiled parts the guest has; of others, which do without, it has what is pure."""
 NOT_IN_GUEST: Final = frozenset(
     (
-        *("qemu-qmp", "starlette", "uvicorn"),  # what hosts do
+        *("qemu-qmp", "starlette", "uvicorn", "backports-zstd"),  # what hosts do
         *("pygments", "markdown-it-py"),  # rich's, for source code and Markdown, which hvsock does not print
         "pycparser",  # cffi's, for declarations in C, which are none in what is compiled already
     )

@@ -66,6 +66,7 @@ wait
 """
 
 
+@pytest.mark.soak  # in `make test` test_agent.py kills an agent
 def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path: Path) -> None:
     brought = tmp_path / "overlay"
     for name, text in (("usr/bin/hvsock", AGENT), (PROGRAM, "")):

@@ -65,3 +65,9 @@ def guest(world: World, request: pytest.FixtureRequest) -> Iterator[Guest]:
     found = world.guest(request.param)
     yield found
     found.wait_until_quiet()
+
+
+@pytest.fixture
+def victim(world: World) -> Guest:
+    """A guest that may be killed; the next test that needs it starts it anew."""
+    return world.guest("web02")

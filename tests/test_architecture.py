@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
-        *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),
+        *("hvsock.fabric.paths", "hvsock.fabric.passing", "hvsock.services.types", *PURE_OF_SERVICES),
     ),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),

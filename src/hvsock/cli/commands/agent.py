@@ -19,6 +19,7 @@ from hvsock.notify import notify
 from hvsock.services.agent import Agent
 from hvsock.services.agenthood import Surroundings, default_state_folder
 from hvsock.services.policy import Policy
+from hvsock.services.predefined.direct import keeping
 from hvsock.transport import Transport
 
 if sys.platform != "linux":
@@ -63,7 +64,8 @@ def agent(
     folder = paths.partition_folder()
     chosen = state or os.environ.get("STATE_DIRECTORY") or default_state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
-    asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
+    with keeping.kept(keeping.Keeper.forked()):  # before there are threads
+        asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
 
 
 async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: frozenset[str]) -> None:

@@ -23,7 +23,7 @@ WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
 PURE_OF_SERVICES = (
-    *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
+    *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
     *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
 )

@@ -24,8 +24,8 @@ ALIVE_SECONDS: Final = 5.0
 MAX_ALIVE: Final = 10_000
 """Most ALIVE frames in a row: half a day of a side that is busy with itself."""
 MIN_RATE: Final = 64
-"""Bytes a second that a guest has to send while its host waits for it, over STALL_SECONDS: a tree of empty files has
-more on the slowest of disks. An ALIVE frame gives it twice its pause; MAX_ALIVE of them count in one copy."""
+"""Bytes a second that a guest has to send while its host waits for it, over STALL_SECONDS: a tree of empty files
+has more on the slowest of disks. An ALIVE frame gives it twice its pause; MAX_ALIVE of them count in one copy."""
 BUFFER_BYTES: Final = 2 * BLOCK_BYTES
 """What is received at once; a whole frame of every kind but DATA fits in."""
 FLUSH_BYTES: Final = 128 * 1024

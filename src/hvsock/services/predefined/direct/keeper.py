@@ -9,12 +9,13 @@ user for good, as sshd's do, before it does anything for it: so commands and fil
 user's rights alone.
 
 A message of the agent is an :class:`.order.Order`, with two descriptors: the connection, and a socket by which
-each of agent and process sees the other's end; or it is :data:`LOAD`. The keeper ends with its agent.
+each of agent and process sees the other's end. The keeper ends with its agent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -35,8 +36,6 @@ if sys.platform != "linux":
 
 log = logging.getLogger(__name__)
 
-LOAD: Final = b"load"
-"""The message that has asyncssh loaded ahead of a connection."""
 MAX_SESSIONS: Final = 64
 """Commands, shells and SFTP sessions at once, over all connections: each is a process, or some 100 KiB."""
 _DOOR: Final = "hvsock.services.predefined.direct.door"
@@ -79,12 +78,13 @@ class Slots:
         os.close(self._file)
 
 
-def run(control: socket.socket, sessions: int = MAX_SESSIONS) -> None:
+def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = False) -> None:
     """Keep until `control`, which is the caller's, ends.
 
     Args:
         control: a blocking socket of messages to the agent.
         sessions: how many there may be at once, over all connections.
+        load: load asyncssh at once.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # they are the agent's, whose end ends this; not ignored, which commands would inherit
@@ -93,6 +93,9 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS) -> None:
     children: dict[int, int] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
+    if load:
+        with contextlib.suppress(ImportError):  # the first connection tells
+            _load()
     while True:
         for descriptor, _ in poll.poll():
             if descriptor != control.fileno():
@@ -104,22 +107,32 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS) -> None:
             if not message:
                 return
             try:
-                door = importlib.import_module(_DOOR)
-                if message != LOAD:
-                    gc.freeze()  # what is there stays, and so does the memory that is shared with children
-                    child = os.fork()
-                    if child == 0:
-                        for one in (control.fileno(), *children):
-                            os.close(one)
-                        _attend(door, passed, message, slots)
-                    ended = os.pidfd_open(child)
-                    children[ended] = child
-                    poll.register(ended, select.POLLIN)
+                door = _load()
+                child = os.fork()
+                if child == 0:
+                    for one in (control.fileno(), *children):
+                        os.close(one)
+                    _attend(door, passed, message, slots)
+                ended = os.pidfd_open(child)
+                children[ended] = child
+                poll.register(ended, select.POLLIN)
             except Exception:  # this connection has ended then, and others come
                 log.exception("direct: a connection cannot be served")
             finally:
                 for one in passed:
                     os.close(one)
+
+
+def _load() -> Any:
+    """What serves connections, with asyncssh; the first time takes seconds in an emulated guest."""
+    if _DOOR not in sys.modules:
+        gc.disable()  # modules stay: to look for garbage while they load, and in what children share, is a waste
+        try:
+            importlib.import_module(_DOOR)
+        finally:
+            gc.freeze()
+            gc.enable()
+    return sys.modules[_DOOR]
 
 
 def _attend(door: Any, passed: list[int], message: bytes, slots: Slots) -> NoReturn:

@@ -17,7 +17,7 @@ from hvsock.sockets.aio import ready
 from hvsock.sockets.chosen import socket
 
 from . import keeper
-from .keeper import LOAD, MAX_SESSIONS
+from .keeper import MAX_SESSIONS
 from .order import Order
 
 if sys.platform != "linux":
@@ -44,8 +44,12 @@ class Keeper:
         self.pid = pid
 
     @classmethod
-    def forked(cls) -> Self:
-        """One that is a fork of this process, which has no threads and no event loop yet."""
+    def forked(cls, *, load: bool = False) -> Self:
+        """One that is a fork of this process, which has no threads and no event loop yet.
+
+        Args:
+            load: have it load asyncssh at once; else the first connection has it.
+        """
         near, far = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -53,7 +57,7 @@ class Keeper:
             try:
                 near.close()
                 os.setsid()
-                keeper.run(far)
+                keeper.run(far, load=load)
                 code = 0
             except BaseException:
                 log.exception("direct: the keeper failed")
@@ -86,11 +90,6 @@ class Keeper:
                 near.close()
                 raise
         return cls(near, process.pid, process.wait)
-
-    def load(self) -> None:
-        """Have asyncssh loaded, without a wait."""
-        with contextlib.suppress(OSError):
-            self._control.send(LOAD)
 
     async def serve(self, connection: socket, order: Order) -> None:
         """Have a connection served, and wait for its end; it ends if this is cancelled.

@@ -18,7 +18,6 @@ from hvsock.sockets.aio import ready
 from hvsock.sockets.chosen import socket
 
 from . import keeping
-from .guestkeys import was_handed_over
 from .order import Order
 
 if sys.platform != "linux":
@@ -39,9 +38,6 @@ class Direct(RawService, name=DIRECT.name, port=DIRECT.port, short="direct"):
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._order = Order(surroundings.path("direct"), surroundings.policy)
-        keeper = keeping.current()
-        if keeper is not None and was_handed_over(self._order.folder):
-            keeper.load()  # a host that came before comes again, and soon: its agent was started anew
 
     async def handle(self, caller: Caller, connection: socket) -> None:
         """Have the keeper serve it, once it says something."""

@@ -323,6 +323,10 @@ def test_another_user(tmp_path: Path, tty: list[str]) -> None:
         async with guest.logged_in("nobody") as connection:
             script = "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm):' /proc/$PPID/status; id -u; id -g; id -G"
             words = str((await connection.run(script, check=True)).stdout).split()
+            secret = await connection.run("cat /proc/$PPID/environ || cat /proc/$PPID/mem")
+            assert (secret.exit_status, secret.stdout) == (1, "")  # it has the guest's key in memory
+            assert str(secret.stderr).count("ermission denied") == 2
+            assert (await connection.run("pwd")).stdout == "/\n"
         user = pwd.getpwnam("nobody")
         end = words.index("CapPrm:")
         assert words[:5] == ["Uid:", *[str(user.pw_uid)] * 4]

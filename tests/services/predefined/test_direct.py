@@ -27,7 +27,6 @@ from hvsock.sockets.aio import open_connection
 assert sys.platform == "linux"
 
 from hvsock.services.predefined.direct import keeping, processes
-from hvsock.services.predefined.direct.keeper import Slots
 from hvsock.services.predefined.direct.users import own_user
 from hvsock.testing.fabric import fabric
 from tests.cli.helpers import PROGRAM
@@ -474,19 +473,26 @@ def test_an_agent_that_is_killed_takes_commands_along(tmp_path: Path) -> None:
                 second.terminate()
 
 
+SLOTS = """
+import os
+from hvsock.services.predefined.direct.keeper import Slots
+
+slots = Slots(2)
+assert slots.take() == 0
+child = os.fork()
+if child == 0:
+    os._exit(0 if (slots.take(), slots.take()) == (1, None) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert (slots.take(), slots.take()) == (1, None)
+slots.give(0)
+assert slots.take() == 0
+slots.close()
+"""
+
+
 def test_slots() -> None:
-    """They are shared with a fork, and come back when one ends in whatever way."""
-    slots = Slots(2)
-    assert slots.take() == 0
-    child = os.fork()
-    if child == 0:
-        os._exit(Slots.take(slots) != 1 or Slots.take(slots) is not None)
-    assert os.waitpid(child, 0)[1] == 0
-    assert slots.take() == 1
-    assert slots.take() is None
-    slots.give(0)
-    assert slots.take() == 0
-    slots.close()
+    """They are shared with a fork, and come back when it ends; in a process that has no threads."""
+    subprocess.run([sys.executable, "-c", SLOTS], check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
-"""One connection, in the process that it has of its own: the hand-over of keys where there is one, and SSH."""
+"""One connection, in the process that it has of its own: the hand-over of keys where there is one, and SSH.
+
+All that a connection needs is loaded with this module, in the keeper: once for all connections, and before their
+processes become users who may not read it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import codecs
+import concurrent.futures.thread  # noqa: F401 - asyncio loads it late
 import logging
 import sys
 from socket import MSG_PEEK, socket
 from typing import Final
+
+import asyncssh
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hvsock.errors import HvsockError
 
@@ -24,6 +33,20 @@ log = logging.getLogger(__name__)
 
 HANDOVER_SECONDS: Final = 60.0
 """How long a hand-over may take; it is a line each way."""
+
+
+def _warm_up() -> None:
+    """Use what a connection uses: Python loads codecs, and OpenSSL algorithms, by their first use."""
+    for name in ("ascii", "idna"):
+        codecs.lookup(name)
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    asyncssh.import_private_key(key.export_private_key())
+    key.convert_to_public().verify(b"", key.sign(b"", b"ssh-ed25519"))
+    one, other = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+    one.exchange(other.public_key())
+
+
+_warm_up()
 
 
 async def attend(connection: socket, tie: socket, order: Order, slots: Slots) -> None:

@@ -26,6 +26,7 @@ CORE: Final = {
     "hvsock.services.messages": "tests/services/test_messages.py",
     "hvsock.services.policy": "tests/services/test_policy.py",
     "hvsock.services.negotiation": "tests/services/test_negotiation.py",
+    "hvsock.services.rates": "tests/services/test_rates.py",
     f"{PREDEFINED}.timesync.arithmetic": f"{OF_PREDEFINED}/test_timesync_arithmetic.py",
     f"{PREDEFINED}.kvp.pools": f"{OF_PREDEFINED}/test_kvp_pools.py",
     f"{PREDEFINED}.vss.machine": f"{OF_PREDEFINED}/test_vss_rules.py",

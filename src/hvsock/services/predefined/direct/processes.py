@@ -165,7 +165,7 @@ async def started(
     """Start a command, or a login shell, as `user`.
 
     Args:
-        user: whom it runs as.
+        user: who this process is.
         command: for :data:`SHELL`; None for the user's login shell.
         environment: what the client adds.
         terminal: the terminal it gets; None for pipes.
@@ -181,17 +181,15 @@ async def started(
     arguments = [user.shell, "-l"] if command is None else [SHELL, "-c", command]
     home = user.home if await asyncio.to_thread(os.path.isdir, user.home) else "/"
     if terminal is None:
-        return Process(await _spawn(arguments, user, environ, home, asyncio.subprocess.PIPE), None)
+        return Process(await _spawn(arguments, environ, home, asyncio.subprocess.PIPE), None)
     master, slave = os.openpty()
     try:
         os.set_blocking(master, False)
         _set_size(master, terminal.width, terminal.height)
         path = os.ttyname(slave)
-        if user.other:
-            os.chown(path, user.uid, -1)
         environ["TERM"] = terminal.kind or "dumb"
         arguments = [SHELL, "-c", _ON_TERMINAL, SHELL, path, *arguments]
-        child = await _spawn(arguments, user, environ, home, asyncio.subprocess.DEVNULL)
+        child = await _spawn(arguments, environ, home, asyncio.subprocess.DEVNULL)
         # the child opens the terminal by its path, and nobody may have it closed meanwhile: that reads as its end
         return _WithSlave(child, master, slave)
     except BaseException:
@@ -215,11 +213,8 @@ class _WithSlave(Process):
 
 
 async def _spawn(
-    arguments: list[str], user: User, environ: dict[str, str], home: str, pipes: int
+    arguments: list[str], environ: dict[str, str], home: str, pipes: int
 ) -> asyncio.subprocess.Process:
-    as_user: dict[str, Any] = (
-        {"user": user.uid, "group": user.gid, "extra_groups": user.groups()} if user.other else {}
-    )
     return await asyncio.create_subprocess_exec(
         *arguments,
         stdin=pipes,
@@ -228,7 +223,6 @@ async def _spawn(
         env=environ,
         cwd=home,
         start_new_session=True,
-        **as_user,
     )
 
 

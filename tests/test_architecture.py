@@ -26,6 +26,7 @@ PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
     *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
+    *(f"hvsock.services.powershell.{name}" for name in ("framing", "fragments")),
 )
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "hvsock.services.types": (),
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
+    "hvsock.services.powershell.fragments": (*BASE, "hvsock.services.powershell.framing"),
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
         *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),

@@ -1,0 +1,1 @@
+"""PowerShell Direct: sessions of PowerShell over Hyper-V sockets, client and server."""

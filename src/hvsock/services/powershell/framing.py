@@ -171,6 +171,8 @@ class Decoder:
         self._looked_at = 0
         if self._first:
             self._first = False
+            if self._role is Role.SERVER:
+                line = line.lstrip(b"\0")  # they may trail its last answer of the handshake
             line = line.removeprefix(_BYTE_ORDER_MARK)
         return line.removesuffix(b"\r")
 

@@ -69,7 +69,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
         "hvsock.tied",
     ),
-    "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
+    "hvsock.testing": (
+        *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock", "hvsock._version"),
+        *("hvsock.services.powershell.framing", "hvsock.services.powershell.fragments"),
+    ),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),

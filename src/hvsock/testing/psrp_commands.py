@@ -235,6 +235,8 @@ def _text(value: Any) -> str:
     match value:
         case None:
             return ""
+        case ps.PSSecureString():
+            return "System.Security.SecureString"
         case list():
             return " ".join(map(_text, value))
         case dict():

@@ -102,6 +102,8 @@ class Pipeline:
                 await self._run_statements()
             self.inner.complete()
         except asyncio.CancelledError:
+            if self.inner.state is ps.PSInvocationState.NotStarted:  # it waited for a runspace
+                self.inner.start()
             self.inner.stop()
         except ExitError as end:
             code = end.code
@@ -110,7 +112,8 @@ class Pipeline:
             self.inner.complete()
         except (RunningError, ScriptSyntaxError) as error:
             self._failed(error)
-        await self.flush()
+        with contextlib.suppress(OSError):  # the client is gone, which the session finds out by itself
+            await self.flush()
 
     async def _run_statements(self) -> None:
         self.inner.start()

@@ -119,6 +119,14 @@ def test_an_error_of_several_lines_goes_out_as_one() -> None:
     assert [one.text for one in read(Role.SERVER, [sent.line()])[0]] == ["first second"]
 
 
+def test_nuls_may_stand_before_a_servers_first_line_only() -> None:
+    line = Element(Kind.DATA_ACK).line()
+    assert read(Role.SERVER, [b"\0\0", b"\0" + line]) == ([Element(Kind.DATA_ACK)], None)
+    assert "none of PSRP's" in refusal(Role.CLIENT, b"\0" + Element(Kind.CLOSE).line()[:-1])
+    found, error = read(Role.SERVER, [line, b"\0" + line])
+    assert (len(found), error is None) == (1, False)
+
+
 # -- what is refused
 
 HOSTILE = [
@@ -139,7 +147,7 @@ HOSTILE = [
     b"<Frob PSGuid='%b' />" % str(PIPELINE).encode(),
     b" " + Element(Kind.DATA, PIPELINE, b"x").line()[:-1],
     "<DataAck PSGuid='\u0966\u09660000-0000-0000-0000-000000000000' />".encode(),
-    b"\x00" * 40,
+    b"x" + b"\x00" * 40,
     b"\xff\xfe<\x00D\x00",
 ]
 

@@ -186,6 +186,7 @@ class Channel:
                     self._element(element)
                 if not data:
                     raise LostError("the server ended the session")
+                await asyncio.sleep(0)  # others have their turn, also where there is always something to read
         except HvsockError as error:
             self.give_up(error)
         except OSError as error:

@@ -53,10 +53,13 @@ class Pipeline(AsyncIterator[Record]):
         self._read = 0
         self._changed = asyncio.Event()
         self._need: Need | None = None
-        self._discards = False
+        self._stopping = asyncio.Lock()
+        self.discards = False
+        """Whether nobody wants what it writes any more."""
         self._error: Exception | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._begun = False
+        self._is_there = False
         self._ended_there = False
         self._closed = False
 
@@ -108,6 +111,7 @@ class Pipeline(AsyncIterator[Record]):
         self._begun = True
         await self._pool.channel.ask(Element(Kind.COMMAND, self.id))
         await self._pool.send_out(self.id)
+        self._is_there = True
         if input is not None:
             self._feeding = asyncio.create_task(self._feed(input), name="psrp-input")
 
@@ -118,20 +122,21 @@ class Pipeline(AsyncIterator[Record]):
             NotReadyError: the server does not stop it; the session is given up.
             HvsockError: the session is of no use any more.
         """
-        if self._ended_there:
-            return
-        self._discard()
-        await self._stop_feeding()
-        if self.is_running:
-            self._powershell.begin_stop()
-        await self._asked(Kind.SIGNAL, "stop")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STATE_SECONDS):
-                while not self._ended_there:
-                    self._pool.channel.check()
-                    await self._change()
-        self._ended_there = True
-        self._end(State.STOPPED)
+        async with self._stopping:
+            if self._ended_there:
+                return
+            self._discard()
+            await self._stop_feeding()
+            if self.is_running:
+                self._powershell.begin_stop()
+            await self._asked(Kind.SIGNAL, "stop")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATE_SECONDS):
+                    while self._is_there and not self._ended_there:
+                        self._pool.channel.check()
+                        await self._change()
+            self._ended_there = True
+            self._end(State.STOPPED)
 
     async def close(self) -> None:
         """Stop it where it runs, and tell the server that it is done with; calling this twice is fine.
@@ -199,11 +204,11 @@ class Pipeline(AsyncIterator[Record]):
         """
         if isinstance(event, psrpcore.PipelineStateEvent):
             self._state(event)
-        elif self._discards:
+        elif self.discards:
             return
         elif isinstance(event, psrpcore.PipelineHostCallEvent):
             self._add(event, size)
-        elif (record := record_of(event)) is not None:
+        elif (record := record_of(event, size)) is not None:
             self._add(record, size)
 
     def _add(self, item: Record | Call, size: int) -> None:
@@ -230,6 +235,7 @@ class Pipeline(AsyncIterator[Record]):
         self._fail(
             BusyError(f"nobody read more than {limit} MiB that a pipeline wrote, while others waited behind it")
         )
+        self._pool.spawn(self.stop())
 
     def broken(self, error: HvsockError) -> None:
         """The session is of no use any more; what came is still read."""
@@ -264,21 +270,25 @@ class Pipeline(AsyncIterator[Record]):
         self._tell_change()
 
     def _discard(self) -> None:
-        self._discards = True
+        self.discards = True
         self._pool.intake.gave(self._unread)
         self._items.clear()
         self._unread = 0
 
 
-def record_of(event: psrpcore.PSRPEvent[Any, Any]) -> Record | None:
+def record_of(event: psrpcore.PSRPEvent[Any, Any], size: int = 0) -> Record | None:
     """The record that an event tells of; None for an event of another kind.
+
+    Args:
+        event: it.
+        size: the bytes of its XML.
 
     Raises:
         Exception: it is not as it should be.
     """
     match event:
         case psrpcore.PipelineOutputEvent():
-            return Record(Stream.OUTPUT, to_python(event.data))
+            return Record(Stream.OUTPUT, to_python(event.data, size))
         case psrpcore.ErrorRecordEvent():
             return Record(Stream.ERROR, error_detail(event.record))
         case psrpcore.WarningRecordEvent():
@@ -288,7 +298,7 @@ def record_of(event: psrpcore.PSRPEvent[Any, Any]) -> Record | None:
         case psrpcore.DebugRecordEvent():
             return Record(Stream.DEBUG, str(event.record.Message or ""))
         case psrpcore.InformationRecordEvent():
-            return Record(Stream.INFORMATION, information(event.record))
+            return Record(Stream.INFORMATION, information(event, size))
         case psrpcore.ProgressRecordEvent():
             return Record(Stream.PROGRESS, progress(event.record))
         case _:

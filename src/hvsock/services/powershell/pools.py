@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 from uuid import UUID
 
@@ -57,6 +57,7 @@ _FROM_SERVER: Final = frozenset(
     )
 )
 """The messages that a server sends."""
+_PIPELINE_STATE: Final = int(ps.PSRPMessageType.PipelineState)
 
 
 class RunspacePool:
@@ -221,6 +222,17 @@ class RunspacePool:
             raise ProtocolError(f"the server made the host call {call.ci} twice") from None
         await self.send_out(call.pipeline_id or POOL)
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done on the side; where it fails, the session is of no use and tells so itself."""
+
+        async def do() -> None:
+            with contextlib.suppress(HvsockError):
+                await work
+
+        task = asyncio.create_task(do(), name="psrp-side")
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
     def forget(self, pipeline: Pipeline) -> None:
         """A pipeline is closed."""
         self._pipelines.pop(pipeline.id, None)
@@ -274,6 +286,8 @@ class RunspacePool:
         pipeline = self._pipelines.get(message.target)
         if pipeline is None and message.target != POOL:
             return  # of one that is closed
+        if pipeline is not None and pipeline.discards and message.kind != _PIPELINE_STATE:
+            return
         try:
             self._runspace.receive_data(
                 psrpcore.PSRPPayload(message.fragment, psrpcore.StreamType.default, message.target)
@@ -288,9 +302,8 @@ class RunspacePool:
         except HvsockError:
             raise
         except Exception as error:  # of whatever kind: psrpcore looks into objects as it hopes they are
-            kind = type(error).__name__
             raise ProtocolError(
-                f"the server sent a message that is not as it should be ({kind}: {error})"
+                f"the server sent a message that is not as it should be: {error!r:.200}"
             ) from error
 
     def _event(self, event: psrpcore.PSRPEvent[Any, Any], size: int) -> None:
@@ -300,23 +313,17 @@ class RunspacePool:
                     why = f": {error_detail(event.reason)}" if event.reason is not None else ""
                     raise RemoteError(f"the server closed the session{why}")
             case psrpcore.ApplicationPrivateDataEvent():
-                self.facts = to_python(event.data) or {}
+                self.facts = to_python(event.data, size) or {}
             case psrpcore.EncryptedSessionKeyEvent():
                 self._has_key = True
             case psrpcore.PublicKeyRequestEvent():
-                task = asyncio.create_task(self._send_key(), name="psrp-key")
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                self.spawn(self.send_out(POOL))
             case psrpcore.RunspacePoolHostCallEvent():
                 self._calls.append((event, size))
                 self.intake.took(size)
                 if self._calling is None or self._calling.done():
                     self._calling = asyncio.create_task(self._answer_calls(), name="psrp-host")
         self._changed.set()
-
-    async def _send_key(self) -> None:
-        with contextlib.suppress(HvsockError):
-            await self.send_out(POOL)
 
     async def _answer_calls(self) -> None:
         with contextlib.suppress(HvsockError):
@@ -376,7 +383,9 @@ async def opened(
             async with asyncio.timeout(timeout):
                 await pool.open()
         except TimeoutError:
-            raise NotReadyError(f"PowerShell did not open a session within {timeout:g} s; try again") from None
+            error = NotReadyError(f"PowerShell did not open a session within {timeout:g} s; try again")
+            pool.channel.give_up(error)
+            raise error from None
         yield pool
     finally:
         await pool.close()

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import psrpcore
 import psrpcore.types as ps
 
 from hvsock.errors import ProtocolError, UsageError
@@ -16,12 +17,13 @@ from .records import ErrorDetail, Information, Progress, RemoteObject, Secret
 
 MAX_DEPTH: Final = 24
 """Levels of an object that are taken; what is deeper is taken as its text. PowerShell itself sends some two."""
-MAX_VALUES: Final = 1_000_000
-"""Most values in one object: an object may name a part of itself again and again, and so on in that."""
+FEW_VALUES: Final = 10_000
+"""So many values any object may have; more only as far as its XML has bytes for them. An object may name a part of
+itself again and again, and so on in that."""
 _INT64: Final = range(-(2**63), 2**64)
 
 
-def to_python(value: Any) -> Any:
+def to_python(value: Any, size: int = 0) -> Any:
     """A value that psrpcore has read as a plain value.
 
     ============================================  ==========================================
@@ -38,20 +40,24 @@ def to_python(value: Any) -> Any:
     everything else                               :class:`.records.RemoteObject`
     ============================================  ==========================================
 
+    Args:
+        value: it.
+        size: the bytes of its XML.
+
     Raises:
-        ProtocolError: it has more than MAX_VALUES values, or is no value.
+        ProtocolError: it has more values than its XML has room for, or is no value.
     """
-    return _Reader().read(value, 0)
+    return _Reader(max(size, FEW_VALUES)).read(value, 0)
 
 
 class _Reader:
-    def __init__(self) -> None:
-        self._left = MAX_VALUES
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
 
     def read(self, value: Any, depth: int) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise ProtocolError(f"the server sent an object of more than {MAX_VALUES} values")
+            raise ProtocolError(f"the server sent an object that unfolds to more than {self._most} values")
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, ps.PSSecureString):
@@ -101,11 +107,17 @@ _PLAIN: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
             tzinfo=value.tzinfo,
         ),
     ),
-    (dt.timedelta, lambda value: dt.timedelta(value.days, value.seconds, value.microseconds)),
+    (dt.timedelta, lambda value: _whole_microseconds(value)),
     (str, str),
     (ps.PSVersion, str),
 )
 """Classes of values, and what makes a plain one of each."""
+
+
+def _whole_microseconds(value: ps.PSDuration) -> dt.timedelta:
+    """A duration without what Python's has no room for: towards zero, as it is counted from below."""
+    up = 1 if value < dt.timedelta() and getattr(value, "nanoseconds", 0) else 0
+    return dt.timedelta(value.days, value.seconds, value.microseconds + up)
 
 
 def _is_enum(value: Any) -> bool:
@@ -134,10 +146,18 @@ def to_powershell(value: Any, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise UsageError(f"a value for PowerShell is more than {MAX_DEPTH} levels deep, or holds itself")
     match value:
-        case ps.PSObject() | None | bool() | float() | bytes() | decimal.Decimal() | uuid.UUID():
+        case ps.PSObject() | None | bool() | bytes() | uuid.UUID() | dt.datetime():
             return value
-        case dt.datetime() | dt.timedelta():
-            return value
+        case dt.timedelta():
+            return _duration(value)
+        case float():
+            if value != value:
+                raise UsageError("a NaN cannot be sent to PowerShell")
+            return ps.PSDouble(value)
+        case decimal.Decimal():
+            if not value.is_finite():
+                raise UsageError(f"PowerShell has no decimal {value}")
+            return ps.PSDecimal(format(value, "f"))
         case Secret():
             return ps.PSSecureString(str(value))
         case str():
@@ -163,6 +183,17 @@ def _integer(value: int) -> Any:
     if -(2**31) <= value < 2**31:
         return ps.PSInt(value)
     return ps.PSInt64(value) if value < 2**63 else ps.PSUInt64(value)
+
+
+def _duration(value: dt.timedelta) -> ps.PSDuration:
+    """A duration for psrpcore 0.3.1, which writes 30 s as 3: it takes off zeros before the point, too.
+
+    A tenth of a microsecond more gives it something to stop at, and is less than Python's own durations have.
+    """
+    days, seconds, microseconds = abs(value).days, abs(value).seconds, abs(value).microseconds
+    tick = 100 if not microseconds and seconds % 60 and not seconds % 10 else 0
+    nanoseconds = (days * 86400 + seconds) * 1_000_000_000 + microseconds * 1000 + tick
+    return ps.PSDuration(nanoseconds=nanoseconds if value >= dt.timedelta() else -nanoseconds)
 
 
 def has_secret(value: Any, depth: int = 0) -> bool:
@@ -201,13 +232,16 @@ def _message(record: Any, exception: Any) -> str:
     return str(getattr(exception, "Message", None) or _own_text(exception))
 
 
-def information(record: Any) -> Information:
+def information(event: psrpcore.InformationRecordEvent, size: int = 0) -> Information:
     """A record of the information stream that psrpcore has read."""
+    record: Any = event.record
+    if not hasattr(record, "MessageData"):  # as the specification has it, with the properties of the type itself
+        record = event._ps_object
     data = record.MessageData
     if isinstance(data, ps.PSObject) and _is_host_message(data):
         data = getattr(data, "Message", None)
     tags = [str(one) for one in record.Tags or ()]
-    return Information(to_python(data), str(record.Source or ""), tuple(tags))
+    return Information(to_python(data, size), str(record.Source or ""), tuple(tags))
 
 
 def _is_host_message(data: Any) -> bool:

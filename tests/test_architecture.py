@@ -22,10 +22,14 @@ RULES = (*BASE, "hvsock.topology", "hvsock.registry")
 WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks", "hvsock.fabric.passing")
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
+PURE_OF_POWERSHELL = tuple(
+    f"hvsock.services.powershell.{name}" for name in ("lockstep", "handshake", "admission", "tokens")
+)
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
     *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
+    *PURE_OF_POWERSHELL,
 )
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -58,7 +62,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.sockets", "hvsock.kept"),
     ),
     "hvsock.services.types": (),
-    **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
+    **{
+        name: (*BASE, "hvsock.services.types", *PURE_OF_POWERSHELL[: PURE_OF_POWERSHELL.index(name)])
+        if name in PURE_OF_POWERSHELL
+        else (*BASE, "hvsock.services.types")
+        for name in PURE_OF_SERVICES
+    },
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
         *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 assert sys.platform == "linux"
 
+from hvsock.constants import VM_SESSION_SERVICE, VM_SESSION_SERVICE_2
 from hvsock.services.caller import Caller
 from hvsock.services.powershell.lockstep import Lockstep
 from hvsock.services.serving import RawService
@@ -179,7 +180,7 @@ class Playing:
                 pass
 
 
-class ScriptedBroker(RawService, name="VM Session Service", id="999e53d4-3d5c-4c3e-8779-bed06ec056e1"):
+class ScriptedBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SERVICE.id):
     """The first connection."""
 
     def __init__(self, *scripts: Script) -> None:
@@ -190,7 +191,7 @@ class ScriptedBroker(RawService, name="VM Session Service", id="999e53d4-3d5c-4c
         await self.playing.play(connection)
 
 
-class ScriptedSession(RawService, name="VM Session Service-2", id="a5201c21-2770-4c11-a68e-f182edb29220"):
+class ScriptedSession(RawService, name=VM_SESSION_SERVICE_2.name, id=VM_SESSION_SERVICE_2.id):
     """The second connection."""
 
     def __init__(self, *scripts: Script) -> None:

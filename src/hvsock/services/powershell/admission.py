@@ -120,7 +120,8 @@ class Admission:
 class BrokerSide(_GuestSide[Admission]):
     """The broker on the first connection.
 
-    In the turn whose `verdict` is set, :attr:`claim` is who wants in, and :meth:`admit` lets them.
+    There are two turns with a verdict: in the first, :attr:`claim` is who wants in, and :meth:`admit` lets them;
+    in the second, :attr:`admission` is there, too, and its token, which is sent next, has to be good from then on.
 
     Args:
         configurations: names of configurations that there are.
@@ -131,6 +132,7 @@ class BrokerSide(_GuestSide[Admission]):
         self._configurations = configurations
         self._token: str | None = None
         self.claim: Credentials | None = None
+        self.admission: Admission | None = None
         super().__init__(older)
 
     def admit(self, token: str) -> None:
@@ -162,11 +164,13 @@ class BrokerSide(_GuestSide[Admission]):
             configuration = yield from self.text(PASS, "the configuration")
             if configuration not in self._configurations:
                 raise ConfigurationError(f"there is no configuration {configuration!r}")
+        self.admission = Admission(configuration, bool(begun))
+        yield Turn(verdict=True)
         if not begun:
             answer = yield from self.word(TOKEN + self._token.encode("ascii"), (PASS, FAIL), "the token's receipt")
             if answer == FAIL:
                 raise LostError("the client does not want its token")
-        return Admission(configuration, bool(begun))
+        return self.admission
 
 
 @dataclass(frozen=True, slots=True)

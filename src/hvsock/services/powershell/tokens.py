@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 TOKEN_LIFE_SECONDS: Final = 600.0
 """How long a token can be used, as in the original."""
+NO_TOKEN: Final = ""
+"""What stands for the token of a client of the older version, which has none; no token that is given is empty."""
 OLDER_LIFE_SECONDS: Final = 60.0
 """How long a session without a token waits for its client: anybody who may connect could come first."""
 MAX_TOKENS: Final = 64

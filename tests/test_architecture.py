@@ -23,8 +23,10 @@ WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
 PURE_OF_POWERSHELL = tuple(
-    f"hvsock.services.powershell.{name}" for name in ("lockstep", "handshake", "admission", "tokens")
+    f"hvsock.services.powershell.{name}"
+    for name in ("lockstep", "handshake", "admission", "tokens", "framing", "fragments")
 )
+"""Each may import those before it."""
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
@@ -62,12 +64,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.sockets", "hvsock.kept"),
     ),
     "hvsock.services.types": (),
-    **{
-        name: (*BASE, "hvsock.services.types", *PURE_OF_POWERSHELL[: PURE_OF_POWERSHELL.index(name)])
-        if name in PURE_OF_POWERSHELL
-        else (*BASE, "hvsock.services.types")
-        for name in PURE_OF_SERVICES
-    },
+    **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
+    **{name: (*BASE, *PURE_OF_POWERSHELL[:place]) for place, name in enumerate(PURE_OF_POWERSHELL)},
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
         *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),

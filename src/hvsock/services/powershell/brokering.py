@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from hvsock.addresses import VmId
 from hvsock.constants import VM_SESSION_SERVICE, VM_SESSION_SERVICE_2, SessionService
 from hvsock.errors import UsageError
+from hvsock.fabric import paths
+from hvsock.fabric.client import resolve
 from hvsock.sockets.aio import connected
 from hvsock.sockets.chosen import socket
 from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
@@ -16,9 +18,6 @@ from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from .conversing import converse
 from .handshake import Agreement, BrokerClient, Credentials, SessionClient, SilenceError
 from .lockstep import Lockstep, R
-
-if TYPE_CHECKING:
-    from hvsock.services.predefined.direct.hostkeys import HostKeys
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
@@ -146,25 +145,29 @@ async def open_session(
 
 
 async def host_credentials(
-    vm_id: VmId, keys: HostKeys, user: str | None = None, *, partition: str | None = None
+    vm: str, user: str | None = None, *, partition: str | None = None, keys: str | None = None
 ) -> Credentials:
     """Credentials without a password: signed by the key that the host has for this guest, and gives it by Direct.
 
     Args:
-        vm_id: the guest.
-        keys: the host's for this guest, as Direct has them.
+        vm: the guest: a VmId or a name.
         user: whom to be there; by default the agent's own user.
         partition: the partition's folder to connect from; by default that of the process.
+        keys: the folder of the keys of all VMs; by default that of the fabric.
 
     Raises:
         OSError, HvsockError: as Direct's hand-over raises them, where the guest has no Direct, for example.
     """
     from hvsock.services.predefined.direct.connecting import handed_over
+    from hvsock.services.predefined.direct.hostkeys import HostKeys
 
     from .keylogin import signed
 
-    sock, guest = await handed_over(vm_id, keys, partition=partition)
+    target = await asyncio.to_thread(resolve, (vm, VM_SESSION_SERVICE.id), partition)
+    folder = keys or os.path.join(paths.fabric_folder(), "keys")
+    own = await asyncio.to_thread(HostKeys, folder, target.vm_id, vm)
+    sock, guest = await handed_over(target.vm_id, own, partition=partition)
     sock.close()
     whom = user or guest.user
-    private, _ = await asyncio.to_thread(keys.key_pair)
+    private, _ = await asyncio.to_thread(own.key_pair)
     return Credentials(whom, await asyncio.to_thread(signed, private, whom))

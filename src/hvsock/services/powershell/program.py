@@ -121,7 +121,5 @@ class _Session:
                     text = self._complaint.decode("utf-8", "replace").strip()
                     log.warning("powershell: the program of a session ended with %d: %s", status, text)
                     cut = b"" if self._last == b"\n" else b"\n"
-                    line = error_line(
-                        f"the session's program ended with status {status}: {text or 'it said nothing'}"
-                    )
-                    await asyncio.get_running_loop().sock_sendall(self._connection, cut + line)
+                    what = f"the session's program ended with status {status}: {text or 'it said nothing'}"
+                    await asyncio.get_running_loop().sock_sendall(self._connection, cut + error_line(what))

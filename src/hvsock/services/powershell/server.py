@@ -112,11 +112,11 @@ class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SE
             nonlocal user
             assert side.claim is not None
             if side.admission is not None and user is not None:
-                program = tuple(self._programs[side.admission.configuration])
-                given, life = (
-                    (NO_TOKEN, OLDER_LIFE_SECONDS) if side.admission.older else (token, TOKEN_LIFE_SECONDS)
-                )
-                self._desk.tokens.issue(given, Admitted(user, program), time.monotonic(), life)
+                admitted = Admitted(user, tuple(self._programs[side.admission.configuration]))
+                if side.admission.older:
+                    self._desk.tokens.issue(NO_TOKEN, admitted, time.monotonic(), OLDER_LIFE_SECONDS)
+                else:
+                    self._desk.tokens.issue(token, admitted, time.monotonic())
                 log.info("powershell: %s is let in", user.name)
                 return
             try:

@@ -15,9 +15,9 @@ from .lockstep import Lockstep, R
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
-PAUSE_SECONDS: Final = 0.2
+PAUSE_SECONDS: Final = 0.1
 """What ends a message without an end: the parts of one that is sent at once are not that far apart. A guest waits
-for it once for each text, a client for a token without padding."""
+for it once for each text and after FAIL, a client for a token without padding."""
 
 
 async def converse(

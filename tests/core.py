@@ -15,6 +15,8 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 
+POWERSHELL: Final = "hvsock.services.powershell"
+OF_POWERSHELL: Final = "tests/services/powershell"
 PREDEFINED: Final = "hvsock.services.predefined"
 OF_PREDEFINED: Final = "tests/services/predefined"
 
@@ -26,6 +28,10 @@ CORE: Final = {
     "hvsock.services.messages": "tests/services/test_messages.py",
     "hvsock.services.policy": "tests/services/test_policy.py",
     "hvsock.services.negotiation": "tests/services/test_negotiation.py",
+    f"{POWERSHELL}.lockstep": f"{OF_POWERSHELL}/test_handshake.py",
+    f"{POWERSHELL}.handshake": f"{OF_POWERSHELL}/test_handshake.py",
+    f"{POWERSHELL}.admission": f"{OF_POWERSHELL}/test_admission.py",
+    f"{POWERSHELL}.tokens": f"{OF_POWERSHELL}/test_admission.py",
     f"{PREDEFINED}.timesync.arithmetic": f"{OF_PREDEFINED}/test_timesync_arithmetic.py",
     f"{PREDEFINED}.kvp.pools": f"{OF_PREDEFINED}/test_kvp_pools.py",
     f"{PREDEFINED}.vss.machine": f"{OF_PREDEFINED}/test_vss_rules.py",

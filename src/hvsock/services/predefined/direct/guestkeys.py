@@ -37,6 +37,12 @@ def outlives_boot(folder: str, mounts: str | None = None) -> bool:
     return False
 
 
+def authorized_key(folder: str) -> str | None:
+    """The key that lets the host in, in a folder of such keys; None as long as it gave none."""
+    text = read_text(os.path.join(folder, "authorized_key"))
+    return None if text is None else text.strip()
+
+
 class GuestKeys:
     """What the guest half of Direct keeps.
 
@@ -56,5 +62,4 @@ class GuestKeys:
 
     def authorized(self) -> str | None:
         """The key that lets the host in; None as long as it gave none."""
-        text = read_text(os.path.join(self._folder, "authorized_key"))
-        return None if text is None else text.strip()
+        return authorized_key(self._folder)

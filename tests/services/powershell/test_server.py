@@ -31,6 +31,7 @@ from hvsock.services.policy import Policy
 from hvsock.services.powershell import accounts, conversing, program, server, tokens
 from hvsock.services.powershell.accounts import Accounts
 from hvsock.services.powershell.brokering import host_credentials, open_session
+from hvsock.services.powershell.client import connect
 from hvsock.services.powershell.conversing import converse
 from hvsock.services.powershell.handshake import (
     BrokerClient,
@@ -538,6 +539,34 @@ def test_clients_that_leave(run: Run, caplog: pytest.LogCaptureFixture) -> None:
 
     run(test)
     assert "Traceback" not in caplog.text
+
+
+# -- with PSRP
+
+
+NO_POWERSHELL = "there is no pwsh; PowerShell's own packages have it, of which Debian has none"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param((sys.executable, "-m", "hvsock.testing.psrp_server", *server.PROGRAM[1:]), id="psrp_server"),
+        pytest.param(
+            server.PROGRAM,
+            id="pwsh",
+            marks=pytest.mark.skipif(shutil.which("pwsh") is None, reason=NO_POWERSHELL),
+        ),
+    ],
+)
+def test_a_whole_session(run: Run, command: Sequence[str]) -> None:
+    """Scripts and their objects, through broker, session service and program."""
+
+    async def test(world: World) -> None:
+        async with connect("web01", GOOD, partition=world.fabric.host.folder) as pool:
+            assert (await pool.run("1..3")).output == [1, 2, 3]
+            assert (await pool.run("'größe'")).output == ["größe"]
+
+    run(test, command)
 
 
 # -- in the agent

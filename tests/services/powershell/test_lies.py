@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -122,9 +123,7 @@ def test_a_server_that_falls_silent_while_it_opens(acknowledged: int) -> None:
 # -- lies in the midst of a session
 
 
-async def lied_to(
-    lie: Lie, use: Callable[[RunspacePool], Awaitable[None]]
-) -> None:
+async def lied_to(lie: Lie, use: Callable[[RunspacePool], Awaitable[None]]) -> None:
     """Use a session whose server says something of its own once it is open."""
     async with asyncio.timeout(PATIENCE), connected() as (here, there):
         server = Server(*there)

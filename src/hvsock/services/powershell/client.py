@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from .commands import Command, Script
 from .handshake import Credentials
-from .hosts import Host
+from .hosts import Host, HostGoneError
 from .records import Record, Result, ScriptError, Secret, State, Stream
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "Command",
     "Credentials",
     "Host",
+    "HostGoneError",
     "Record",
     "Result",
     "Script",
@@ -44,6 +45,7 @@ async def connect(
     vm: str,
     credentials: Credentials | None = None,
     *,
+    user: str | None = None,
     configuration: str = "",
     partition: str | None = None,
     host: Host | None = None,
@@ -62,7 +64,8 @@ async def connect(
 
     Args:
         vm: the VM, by its name or its VmId.
-        credentials: who to be there; by default whoever the guest lets this host be by its key.
+        credentials: whom to be there; without them, the guest lets this host in by its key.
+        user: whom to be there by the host's key; by default the agent's own user.
         configuration: the name of a session configuration; the guest's default one without.
         partition: the partition's folder to connect from; by default that of the process.
         host: whom scripts may ask and write to; without one, they have no host.
@@ -82,7 +85,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     if credentials is None and not container:
-        credentials = await host_credentials(vm, partition=partition)
+        credentials = await host_credentials(vm, user, partition=partition)
     sock = await open_session(
         vm,
         credentials,

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hvsock.errors import NotReadyError
+from hvsock.errors import HvsockError, NotReadyError
 
 from .records import Progress, Secret
 
 DEFAULT_SIZE: Final = (120, 50)
 """Columns and rows of a host that has no terminal, as PowerShell's own."""
+
+
+class HostGoneError(HvsockError):
+    """Nobody is there any more to write to; raised by a host, it ends the pipeline where its records are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,9 @@ class Choice:
 class Host:
     """A host that writes nothing and answers nothing; a subclass overrides what it can do.
 
-    A method that raises makes the script's own call fail, with the text of the exception as its error. Methods of
-    one pipeline are called one at a time, in the order of what the pipeline wrote.
+    A method that raises makes the script's own call fail, with the text of the exception as its error; but
+    :class:`HostGoneError` ends the pipeline. Methods of one pipeline are called one at a time, in the order of
+    what the pipeline wrote.
     """
 
     def size(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from .channel import Channel, Intake
 from .commands import Command, commands_of
 from .fragments import Message, Reassembly
 from .framing import MAX_FRAGMENT_BYTES, POOL, Element, Kind, Role
-from .hosts import Host
+from .hosts import Host, HostGoneError
 from .pipelines import Input, Pipeline
 from .records import Result, ScriptError, Stream
 from .values import error_detail, has_secret, to_powershell, to_python
@@ -207,6 +207,8 @@ class RunspacePool:
                 raise NotReadyError("this session has no host")
             answer = await hostcalls.answered(self._host, call)
             secret = hostcalls.wants_secret(call)
+        except HostGoneError:
+            raise
         except Exception as failure:  # of the host's: its script is told, whatever it is
             error = hostcalls.failure(failure)
         if call.ci == hostcalls.NO_ANSWER:

@@ -1,4 +1,4 @@
-"""Conversations of PowerShell Direct, row by row, and a guest without I/O that plays them to a client in any cuts."""
+"""Conversations of PowerShell Direct by rows, and a guest without I/O that plays them to clients, in any cuts."""
 
 from __future__ import annotations
 

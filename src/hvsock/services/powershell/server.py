@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import secrets
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -112,7 +112,7 @@ class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SE
         _check_parent(caller)
         side = BrokerSide(self._configurations, older=self._older)
         user: User | None = None
-        token = base64.b64encode(secrets.token_bytes(TOKEN_BYTES)).decode("ascii")
+        token = base64.b64encode(os.urandom(TOKEN_BYTES)).decode("ascii")
 
         async def decide() -> None:
             nonlocal user

@@ -34,7 +34,7 @@ from hvsock.services.powershell.tokens import (
     Attempts,
     Tokens,
 )
-from tests.services.powershell.scripted import BYTES, TOKEN, WHOLE, wide
+from tests.services.powershell.rows import BYTES, TOKEN, WHOLE, wide
 from tests.support import sample
 
 CUTS = st.lists(st.integers(1, 9), max_size=80)

@@ -30,7 +30,7 @@ from hvsock.services.powershell.handshake import (
 from hvsock.services.serving import serve
 from hvsock.sockets.aio import connected
 from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle, fabric
-from tests.services.powershell.scripted import (
+from tests.services.powershell.rows import (
     BYTES,
     GREETING,
     PROBE,
@@ -39,12 +39,11 @@ from tests.services.powershell.scripted import (
     WHOLE,
     Row,
     Script,
-    ScriptedBroker,
-    ScriptedSession,
     ending,
     login,
     wide,
 )
+from tests.services.powershell.scripted import ScriptedBroker, ScriptedSession
 
 ANNA = Credentials("anna", "secret")
 PATIENCE_SECONDS = 30.0

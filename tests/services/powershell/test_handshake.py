@@ -23,7 +23,7 @@ from hvsock.services.powershell.handshake import (
     VersionError,
 )
 from hvsock.services.powershell.lockstep import Lockstep
-from tests.services.powershell.scripted import (
+from tests.services.powershell.rows import (
     BYTES,
     GREETING,
     PROBE,

@@ -28,7 +28,7 @@ from hvsock.services.agent import Agent, running
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import Caller
 from hvsock.services.policy import Policy
-from hvsock.services.powershell import accounts, conversing, program, server, tokens
+from hvsock.services.powershell import accounts, askpam, conversing, program, server, tokens
 from hvsock.services.powershell.accounts import Accounts
 from hvsock.services.powershell.brokering import host_credentials, open_session
 from hvsock.services.powershell.client import connect
@@ -134,7 +134,7 @@ async def a_world(
         guest = made.create_partition("web01")
         world = World(made, guest)
 
-        def ask(user: str, password: str) -> str:
+        async def ask(user: str, password: str) -> str:
             world.asked.append(user)
             return "" if PASSWORDS.get(user) == password else "PAM: Authentication failure"
 
@@ -275,20 +275,45 @@ def test_nobody_but_the_parent_is_let_in(tmp_path: Path) -> None:
 
 def test_without_pam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The error says what is missing, and that the host's key works."""
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    (tmp_path / "ctypes").mkdir()
+    (tmp_path / "ctypes" / "__init__.py").touch()
+    (tmp_path / "ctypes" / "util.py").write_text("def find_library(name): return None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     surroundings = Surroundings(own_machine=False, state_folder=str(tmp_path))
     with pytest.raises(NotReadyError, match=r"no PAM \(libpam.so.0\); install it, or log in by the host's key"):
         asyncio.run(Accounts(surroundings).check(GOOD))
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: name)
-    monkeypatch.setitem(sys.modules, "pam", None)
+    (tmp_path / "ctypes" / "util.py").write_text("def find_library(name): return name\n")
+    (tmp_path / "pam.py").write_text("raise ImportError\n")
     with pytest.raises(NotReadyError, match="no python-pam"):
         asyncio.run(Accounts(surroundings).check(GOOD))
 
 
+def test_a_pam_that_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is no answer lets nobody in; what gives none is killed with the attempt."""
+    surroundings = Surroundings(own_machine=False, state_folder=str(tmp_path))
+    (tmp_path / "pam.py").write_text("import os\nprint('yes', flush=True)\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(CredentialError, match="ended with status -6"):
+        asyncio.run(Accounts(surroundings).check(GOOD))
+    told = tmp_path / "told"
+    (tmp_path / "pam.py").write_text(f"import time\nopen({str(told)!r}, 'w').close()\ntime.sleep(1000)\n")
+
+    async def main() -> None:
+        checking = asyncio.create_task(Accounts(surroundings).check(GOOD))
+        while not told.exists():
+            await asyncio.sleep(0.01)
+        checking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await checking
+
+    asyncio.run(main())
+
+
 PAM_TRIAL = """if True:
+    import asyncio
     from hvsock.services.powershell.accounts import ask_pam
     tries = ("anna", "sécret"), ("anna", "wrong"), ("berta", "sécret"), ("anna", "")
-    print([bool(ask_pam(*one)) for one in tries])
+    print([bool(asyncio.run(ask_pam(*one))) for one in tries])
 """
 
 
@@ -296,7 +321,7 @@ PAM_TRIAL = """if True:
     find_library("pam") is None or shutil.which("unshare") is None,
     reason="there is no PAM, or no unshare; as root: apt-get install -y libpam0g libpam-modules util-linux",
 )
-@pytest.mark.parametrize("service", [accounts.OWN_PAM_SERVICE, accounts.PAM_SERVICE])
+@pytest.mark.parametrize("service", [askpam.OWN_SERVICE, askpam.SERVICE])
 def test_a_real_pam(tmp_path: Path, service: str) -> None:
     """In a mount namespace where /etc/pam.d is the test's: a program there checks passwords."""
     unshare = ["unshare", "--map-root-user", "--mount", "--"]
@@ -459,11 +484,10 @@ def test_a_token_expires(run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert "the token has expired" in caplog.text
 
 
-async def older_session(world: World) -> socket:
+async def older_session(world: World, configuration: str = "") -> socket:
     """What a client of the older version does."""
     with await world.connected(VM_SESSION_SERVICE.id) as sock:
-        await converse(sock, BrokerClient(GOOD, older=True))
-        await all_heard(sock)  # the broker is done then
+        await converse(sock, BrokerClient(GOOD, configuration, older=True))
     return await world.connected(VM_SESSION_SERVICE_2.id)
 
 
@@ -471,14 +495,15 @@ def test_the_older_version(run: Run) -> None:
     """A session of it is begun by whoever comes next, once."""
 
     async def test(world: World) -> None:
-        with await older_session(world) as sock:
-            await said(sock, b"<Data />\n")
-            assert await heard(sock) == b"<Data />\n"
+        for configuration in ("", "JEA"):
+            with await older_session(world, configuration) as sock:
+                await said(sock, b"<Data />\n")
+                assert await heard(sock) == b"<Data />\n"
         with await world.connected(VM_SESSION_SERVICE_2.id) as sock:
             await said(sock, b"<Data />\n")
             assert await heard(sock) == NOT_ADMITTED
 
-    run(test, older=True)
+    run(test, older=True, configurations={"JEA": CAT})
 
 
 def test_the_older_version_is_off_by_default(run: Run) -> None:
@@ -575,7 +600,11 @@ def test_a_whole_session(run: Run, command: Sequence[str]) -> None:
 def test_the_agent_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both services are in its table, and share their tokens."""
     monkeypatch.setattr(agent_module, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(accounts, "ask_pam", lambda user, password: "")
+
+    async def ask(user: str, password: str) -> str:
+        return ""
+
+    monkeypatch.setattr(accounts, "ask_pam", ask)
     monkeypatch.setenv("PATH", str(tmp_path))
     names = (VM_SESSION_SERVICE.name, VM_SESSION_SERVICE_2.name)
     halves = {name: GUEST_HALVES[name] for name in names}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import socket
 import sys
 import time
@@ -22,14 +20,9 @@ from .tokens import Attempts
 if sys.platform != "linux":
     raise ImportError("the agent runs in Linux guests")
 
-log = logging.getLogger(__name__)
-
-OWN_PAM_SERVICE: Final = "hvsock"
-"""The PAM service that is asked where the guest has it, in /etc/pam.d."""
-PAM_SERVICE: Final = "login"
-"""The one that is asked else; every guest with PAM has it."""
+_ASK_PAM: Final = "hvsock.services.powershell.askpam"
 MAX_CHECKS: Final = 4
-"""Passwords that are checked at once, each in a thread, for PAM takes seconds after a wrong one."""
+"""Passwords that are checked at once, each by a process; PAM takes seconds after a wrong one."""
 
 
 class Accounts:
@@ -71,12 +64,12 @@ class Accounts:
 
     async def _check_password(self, claim: Credentials) -> None:
         self._attempts.check(time.monotonic())
-        if reason := await asyncio.to_thread(ask_pam, claim.user, claim.password):
+        if reason := await ask_pam(claim.user, claim.password):
             self._attempts.failed(time.monotonic())
             raise CredentialError(reason)
 
 
-def ask_pam(user: str, password: str) -> str:
+async def ask_pam(user: str, password: str) -> str:
     """Ask PAM about a password and the state of the account; takes its time.
 
     Returns:
@@ -85,18 +78,23 @@ def ask_pam(user: str, password: str) -> str:
     Raises:
         NotReadyError: there is no PAM.
     """
-    from ctypes.util import find_library
-
-    missing = "passwords cannot be checked in this guest, which has no {}; install it, or log in by the host's key"
-    if find_library("pam") is None:
-        raise NotReadyError(missing.format("PAM (libpam.so.0)"))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        _ASK_PAM,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
-        import pam
-    except ImportError:
-        raise NotReadyError(missing.format("python-pam")) from None
-    own = os.path.exists(f"/etc/pam.d/{OWN_PAM_SERVICE}")
-    asked = pam.PamAuthenticator()
-    # credentials would be those of the agent, of all its threads
-    if asked.authenticate(user, password, OWN_PAM_SERVICE if own else PAM_SERVICE, resetcreds=False):
+        out, _ = await process.communicate(f"{user}\0{password}".encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    verdict, _, reason = out.decode("utf-8", "replace").strip().partition(": ")
+    if verdict == "cannot":
+        raise NotReadyError(f"passwords cannot be checked: {reason}; install it, or log in by the host's key")
+    if verdict == "yes" and process.returncode == 0:
         return ""
-    return f"PAM: {asked.reason}"
+    return f"PAM: {reason or f'its program ended with status {process.returncode}'}"

@@ -89,11 +89,11 @@ class _GuestSide(Lockstep[R]):
         while True:
             data = yield Turn(send, MAX_TEXT_BYTES + 1 - len(got), what, pausable=True)
             send = b""
-            if data is Signal.END:
-                raise self.lost(what)
             if isinstance(data, Signal):
                 if got:
-                    break
+                    break  # at the end, too: an older client says no more than a configuration's name
+                if data is Signal.END:
+                    raise self.lost(what)
                 continue
             got += data
             if len(got) > MAX_TEXT_BYTES:

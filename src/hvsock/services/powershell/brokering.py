@@ -145,7 +145,12 @@ async def open_session(
 
 
 async def host_credentials(
-    vm: str, user: str | None = None, *, partition: str | None = None, keys: str | None = None
+    vm: str,
+    user: str | None = None,
+    *,
+    partition: str | None = None,
+    keys: str | None = None,
+    timeout: float = OPENING_SECONDS,
 ) -> Credentials:
     """Credentials without a password: signed by the key that the host has for this guest, and gives it by Direct.
 
@@ -154,6 +159,7 @@ async def host_credentials(
         user: whom to be there; by default the agent's own user.
         partition: the partition's folder to connect from; by default that of the process.
         keys: the folder of the keys of all VMs; by default that of the fabric.
+        timeout: seconds that the guest may take.
 
     Raises:
         OSError, HvsockError: as Direct's hand-over raises them, where the guest has no Direct, for example.
@@ -166,7 +172,7 @@ async def host_credentials(
     target = await asyncio.to_thread(resolve, (vm, VM_SESSION_SERVICE.id), partition)
     folder = keys or os.path.join(paths.fabric_folder(), "keys")
     own = await asyncio.to_thread(HostKeys, folder, target.vm_id, vm)
-    sock, guest = await handed_over(target.vm_id, own, partition=partition)
+    sock, guest = await handed_over(target.vm_id, own, partition=partition, timeout=timeout)
     sock.close()
     whom = user or guest.user
     private, _ = await asyncio.to_thread(own.key_pair)

@@ -27,7 +27,8 @@ ERROR: Final = b"__HyperVSocketError__:"
 CHUNK_BYTES: Final = 64 * 1024
 """Read at once from either side; that, and what pipes and sockets hold, is what a stalled session has."""
 END_SECONDS: Final = 10.0
-"""How long a program may take to end whose client has, or which has closed its output; then it is hung up."""
+"""How long a program may take to end, without output, whose client has or which closed its output; then it is hung
+up."""
 MAX_COMPLAINT_BYTES: Final = 1024
 """Most that is kept of what a program writes to its error output: the last of it, for the log and the client."""
 
@@ -71,6 +72,7 @@ class _Session:
         self._connection = connection
         self._process = process
         self._last = b"\n"
+        self._printed = 0
         self._complaint = b""
 
     async def pump(self, begun: bytes) -> None:
@@ -82,7 +84,8 @@ class _Session:
         try:
             await asyncio.wait({feeding, printing}, return_when=asyncio.FIRST_COMPLETED)
             if not printing.done():
-                await asyncio.wait({printing}, timeout=END_SECONDS)
+                if feeding.exception() is None:
+                    await self._finish(printing)
             elif printing.exception() is None:
                 await asyncio.wait({complaining}, timeout=END_SECONDS)
                 await self._explain()
@@ -91,8 +94,18 @@ class _Session:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in tasks:
-            if not task.cancelled() and isinstance(error := task.exception(), OSError):
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, OSError):
                 log.info("powershell: the client of a session is gone: %s", error)
+            elif error is not None:
+                raise error
+
+    async def _finish(self, printing: asyncio.Task[None]) -> None:
+        """Wait for the rest of the output, whose program knows that its client says no more."""
+        before = -1
+        while not printing.done() and self._printed != before:
+            before = self._printed
+            await asyncio.wait({printing}, timeout=END_SECONDS)
 
     async def _feed(self, begun: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -107,6 +120,7 @@ class _Session:
         while data := await self._process.read(1, CHUNK_BYTES):
             await loop.sock_sendall(self._connection, data)
             self._last = data[-1:]
+            self._printed += len(data)
 
     async def _complain(self) -> None:
         while data := await self._process.read(2, CHUNK_BYTES):
@@ -114,7 +128,7 @@ class _Session:
 
     async def _explain(self) -> None:
         """Tell the client why a program ended that ended badly."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):  # or it takes too long, or the client is gone
             async with asyncio.timeout(END_SECONDS):
                 status = await self._process.wait()
                 if status:

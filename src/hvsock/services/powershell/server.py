@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import secrets
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +40,10 @@ HANDSHAKE_SECONDS: Final = 60.0
 """How long a client may take until it is let in, with the time that PAM takes."""
 MAX_SESSIONS: Final = 64
 """Sessions at once: each is a process, and PowerShell takes some 100 MiB."""
+OLDER_PATIENCE_SECONDS: Final = 5.0
+"""How long a client without a token may be ahead of the broker."""
+LOOK_SECONDS: Final = 0.05
+"""Pause between two looks whether the broker is done."""
 TOKEN_BYTES: Final = 32
 """Random bytes of a token, as in the original."""
 TOKEN_CHARACTERS: Final = len(base64.b64encode(bytes(TOKEN_BYTES)))
@@ -74,6 +78,8 @@ class Desk:
         self.accounts = Accounts(surroundings)
         self.tokens = Tokens[Admitted]()
         self.sessions = 0
+        self.conversations = 0
+        """Of the broker, that are under way."""
 
 
 class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SERVICE.id, short="powershell"):
@@ -106,7 +112,7 @@ class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SE
         _check_parent(caller)
         side = BrokerSide(self._configurations, older=self._older)
         user: User | None = None
-        token = base64.b64encode(secrets.token_bytes(TOKEN_BYTES)).decode("ascii")
+        token = base64.b64encode(os.urandom(TOKEN_BYTES)).decode("ascii")
 
         async def decide() -> None:
             nonlocal user
@@ -127,7 +133,11 @@ class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SE
             else:
                 side.admit(token)
 
-        await _converse(connection, side, decide)
+        self._desk.conversations += 1
+        try:
+            await _converse(connection, side, decide)
+        finally:
+            self._desk.conversations -= 1
 
 
 class VmSession(RawService, name=VM_SESSION_SERVICE_2.name, id=VM_SESSION_SERVICE_2.id, short="powershell"):
@@ -148,16 +158,20 @@ class VmSession(RawService, name=VM_SESSION_SERVICE_2.name, id=VM_SESSION_SERVIC
 
         async def decide() -> None:
             nonlocal admitted
-            admitted = self._redeem(side.token)
-            if admitted is not None:
+            try:
+                admitted = self._redeem(side.token)
+            except TokenError as error:
+                log.warning("powershell: a session is refused: %s", error)
+            else:
                 side.accept()
 
         beginning = await _converse(connection, side, decide)
         if beginning is None:
             return
-        if beginning.older:
-            admitted = self._redeem(NO_TOKEN)
-        if admitted is None:
+        try:
+            admitted = admitted or await self._redeem_older()
+        except TokenError:
+            log.warning("powershell: a client is refused, which has no token, and for which no session waits")
             await _refuse(connection, "no session was admitted; ask the broker first, and give its token")
             return
         if self._desk.sessions >= MAX_SESSIONS:
@@ -175,12 +189,19 @@ class VmSession(RawService, name=VM_SESSION_SERVICE_2.name, id=VM_SESSION_SERVIC
             self._desk.sessions -= 1
             log.info("powershell: a session of %s has ended", admitted.user.name)
 
-    def _redeem(self, token: str) -> Admitted | None:
-        try:
-            return self._desk.tokens.redeem(token, time.monotonic())
-        except TokenError as error:
-            log.warning("powershell: a session is refused: %s", error)
-            return None
+    def _redeem(self, token: str) -> Admitted:
+        return self._desk.tokens.redeem(token, time.monotonic())
+
+    async def _redeem_older(self) -> Admitted:
+        """A client without a token may be here before the broker has heard the last that it said there."""
+        patient_until = time.monotonic() + OLDER_PATIENCE_SECONDS
+        while True:
+            try:
+                return self._redeem(NO_TOKEN)
+            except TokenError:
+                if not self._desk.conversations or time.monotonic() > patient_until:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def _check_parent(caller: Caller) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from hmac import compare_digest
 from typing import Final, Generic, TypeVar
 
 from hvsock.errors import BusyError
@@ -49,6 +48,8 @@ class Tokens(Generic[T]):
         Raises:
             TokenError: it is none that waits.
         """
+        from hmac import compare_digest  # here, as it loads OpenSSL, which an agent that waits does without
+
         given = token.encode()
         found = [one for one in self._waiting if compare_digest(one[0], given)]
         if not found:

@@ -7,24 +7,34 @@ import contextlib
 import datetime as dt
 import decimal
 import gc
+import getpass
 import shutil
 import sys
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+assert sys.platform == "linux"
+
 from hvsock.errors import BusyError, HvsockError, LostError, NotReadyError, ProtocolError, UsageError
-from hvsock.services.powershell import channel, pools
+from hvsock.services.agenthood import Surroundings
+from hvsock.services.powershell import accounts, channel, pools
+from hvsock.services.powershell.client import Credentials, connect
 from hvsock.services.powershell.commands import Command, Script
+from hvsock.services.powershell.handshake import CredentialError
 from hvsock.services.powershell.hosts import Host
 from hvsock.services.powershell.pools import RunspacePool
 from hvsock.services.powershell.records import RemoteObject, Result, ScriptError, Secret, State, Stream
-from tests.services.powershell.psrp import PROGRAM, Typist, program, session
+from hvsock.services.powershell.server import VmSession, VmSessionBroker
+from hvsock.services.serving import serve
+from hvsock.testing.fabric import fabric
+from tests.services.powershell.psrp import PATIENCE, PROGRAM, Typist, program, session
 from tests.support import sample
 
 EVERYTHING = """
@@ -84,6 +94,32 @@ def test_the_server_program_speaks_the_same_on_its_standard_streams() -> None:
         async with program(*PROGRAM, host=Typist("typed")) as pool:
             check_everything(await pool.run(EVERYTHING))
             assert (await pool.run("Read-Host")).output == ["typed"]
+
+    asyncio.run(main())
+
+
+def test_a_session_over_a_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: broker, session service, and the program that serves the session."""
+    me = getpass.getuser()
+
+    async def ask(user: str, word: str) -> str:
+        return "" if (user, word) == (me, "secret") else "no"
+
+    monkeypatch.setattr(accounts, "ask_pam", ask)
+
+    async def main() -> None:
+        with fabric() as made:
+            guest = made.create_partition("web01")
+            surroundings = Surroundings(own_machine=False, state_folder=str(tmp_path))
+            broker, sessions = VmSessionBroker(surroundings, PROGRAM), VmSession(surroundings)
+            async with serve(broker, sessions, bind="parent", partition=guest.folder):
+                where: dict[str, Any] = {"partition": made.host.folder, "timeout": PATIENCE}
+                async with connect("web01", Credentials(me, "secret"), host=Typist("typed"), **where) as pool:
+                    check_everything(await pool.run(EVERYTHING))
+                    assert (await pool.run("Read-Host")).output == ["typed"]
+                with pytest.raises(CredentialError):
+                    async with connect("web01", Credentials(me, "wrong"), **where):
+                        pass
 
     asyncio.run(main())
 

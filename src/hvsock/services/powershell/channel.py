@@ -12,9 +12,12 @@ from uuid import UUID
 from hvsock.errors import HvsockError, LostError
 
 from .framing import Decoder, Element, Kind, Role
+from .streams import Reader, Writer
 
 READ_BYTES: Final = 64 * 1024
 """Read at once."""
+LAST_WORDS_SECONDS: Final = 5.0
+"""How long it may take to read what a server has said that takes nothing any more."""
 UNREAD_BYTES: Final = 1024 * 1024
 """How much of what the server sent may wait for its readers, in bytes of XML; then nothing is read from the
 connection, which stops the server. An object takes some ten times as much memory as its XML."""
@@ -100,8 +103,8 @@ class Channel:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        reader: Reader,
+        writer: Writer,
         take: Callable[[Element], None],
         broken: Callable[[HvsockError], None],
         overflow: Callable[[], None],
@@ -129,6 +132,7 @@ class Channel:
                 self._writer.write(element.line())
                 await self._writer.drain()
             except OSError as error:
+                await asyncio.wait({self._reading}, timeout=LAST_WORDS_SECONDS)  # it may have said why
                 self.give_up(_lost(error))
             else:
                 await acknowledged
@@ -167,9 +171,11 @@ class Channel:
     async def close(self) -> None:
         """End the connection; calling this twice is fine."""
         self._reading.cancel()
-        await asyncio.wait({self._reading})
-        self.give_up(LostError("the session is closed"))
-        self._writer.close()
+        try:
+            await asyncio.wait({self._reading})
+        finally:
+            self.give_up(LostError("the session is closed"))
+            self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

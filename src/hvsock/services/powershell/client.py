@@ -14,8 +14,6 @@ from .hosts import Host, HostGoneError
 from .records import Record, Result, ScriptError, Secret, State, Stream
 
 if TYPE_CHECKING:
-    from hvsock.sockets.chosen import socket
-
     from .pools import RunspacePool
 
 if sys.platform != "linux":
@@ -81,6 +79,7 @@ async def connect(
     """
     from .brokering import host_credentials, open_session
     from .pools import opened  # psrpcore takes a while to load
+    from .streams import SocketStream
 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -95,20 +94,7 @@ async def connect(
         require_authentication=require_authentication,
         container=container,
     )
-    reader, writer = await streams_of(sock)
+    stream = SocketStream(sock)
     left = max(deadline - loop.time(), 0.001)
-    async with opened(reader, writer, host=host, runspaces=runspaces, timeout=left) as pool:
+    async with opened(stream, stream, host=host, runspaces=runspaces, timeout=left) as pool:
         yield pool
-
-
-async def streams_of(sock: socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Streams over a connected socket, which they own from now on; it is closed where that fails."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(reader)
-    try:
-        transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
-    except BaseException:
-        sock.close()
-        raise
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)

@@ -22,6 +22,7 @@ from .framing import MAX_FRAGMENT_BYTES, POOL, Element, Kind, Role
 from .hosts import Host, HostGoneError
 from .pipelines import Input, Pipeline
 from .records import Result, ScriptError, Stream
+from .streams import Reader, Writer
 from .values import error_detail, has_secret, to_powershell, to_python
 
 OPENING_SECONDS: Final = 60.0
@@ -72,8 +73,8 @@ class RunspacePool:
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        reader: Reader,
+        writer: Writer,
         *,
         host: Host | None = None,
         runspaces: int = 1,
@@ -358,8 +359,8 @@ def _command(command: Command) -> psrpcore.Command:
 
 @contextlib.asynccontextmanager
 async def opened(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    reader: Reader,
+    writer: Writer,
     *,
     host: Host | None = None,
     runspaces: int = 1,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from hvsock.sockets.aio import ready
 from hvsock.sockets.chosen import socket
 
 from .lockstep import Lockstep, R
@@ -49,19 +50,35 @@ async def converse(
         if not turn.due:
             side.receive(b"")
             continue
-        limit = asyncio.timeout(PAUSE_SECONDS if turn.pausable else None)
+        data = await _received(connection, turn.due, PAUSE_SECONDS if turn.pausable else None)
+        if data is None:
+            side.pause()
+        elif data:
+            side.receive(data)
+        else:
+            side.end()
+    return side.result
+
+
+async def _received(connection: socket, size: int, seconds: float | None) -> bytes | None:
+    """What comes within `seconds`, b"" for the end, None for nothing.
+
+    The time-out is on waiting alone: one on loop.sock_recv loses what it received as the time ran out.
+    """
+    over = False
+    while True:
+        try:
+            return connection.recv(size)
+        except (BlockingIOError, InterruptedError):
+            if over:
+                return None
+        except ConnectionResetError:
+            return b""
+        limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                data = await loop.sock_recv(connection, turn.due)
+                await ready(connection.fileno(), write=False)
         except TimeoutError:
             if not limit.expired():
                 raise
-            side.pause()
-        except ConnectionResetError:
-            side.end()
-        else:
-            if data:
-                side.receive(data)
-            else:
-                side.end()
-    return side.result
+            over = True  # unless it came while nobody looked

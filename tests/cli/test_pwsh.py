@@ -26,6 +26,8 @@ from tests.cli.helpers import hvsock as run
 from tests.support import sample
 
 Environment = dict[str, str]
+AGAIN_SECONDS = 5.0
+"""When to press a key again that may not have been seen."""
 
 
 def pwsh_in(folder: Path) -> str:
@@ -62,29 +64,24 @@ def test_a_script_prints_what_it_writes(web01: Environment) -> None:
 
 
 def test_objects_as_json(web01: Environment) -> None:
-    script = "1; Write-Host hello; [pscustomobject]@{Name='x'; Sizes=1,2}; 'Grüße'; $null; Write-Error bad; 2"
+    script = """
+    1; Write-Host hello; [pscustomobject]@{Name='x'; Sizes=1,2}; 'Grüße'; $null; Write-Error bad; Get-TestValue
+    """
     done = run("pwsh", "web01", "--json", "-c", script, env=web01, code=1)
     values = [json.loads(line) for line in done.stdout.splitlines()]
-    assert values == [1, {"Name": "x", "Sizes": [1, 2]}, "Grüße", None, 2]
+    assert values[:7] == [1, {"Name": "x", "Sizes": [1, 2]}, "Grüße", None, None, True, False]
+    assert 1.5 in values
+    assert "AP8=" in values
+    assert "2026-01-02T03:04:05.678901+00:00" in values
     assert done.stderr == b"hello\nbad\n"
-    every = [
-        json.loads(line)
-        for line in run("pwsh", "web01", "--json", "-c", "Get-TestValue", env=web01).stdout.splitlines()
-    ]
-    assert every[7] == 1.5
-    assert "AP8=" in every
-    assert "2026-01-02T03:04:05.678901+00:00" in every
 
 
 @pytest.mark.parametrize(
     ("script", "code", "error"),
     [
         ("throw 'oops'", 1, "hvsock: oops\n"),
-        ("1 1", 1, "hvsock: unexpected token '1'\n"),
         ("Write-Error 'not so'; 'goes on'", 1, "not so\n"),
         ("exit 7", 7, ""),
-        ("exit 256", 0, ""),
-        ("'well'", 0, ""),
         ("Stop-TestServer", 1, None),
     ],
 )
@@ -102,15 +99,15 @@ def test_scripts_from_files_and_standard_input(web01: Environment, tmp_path: Pat
     done = run("pwsh", "web01", "-f", str(file), env=web01, input="Grüße\r\nlast".encode())
     assert done.stdout.decode() == "Name: Grüße\nlast\n"
     assert run("pwsh", "web01", env=web01, input=b"1\n'two'").stdout == b"1\ntwo\n"
-    assert run("pwsh", "web01", "-c", "-", env=web01, input=b"3").stdout == b"3\n"
     assert b"nobody answers" in run("pwsh", "web01", "-c", "Read-Host", env=web01, code=1).stderr
     file.write_bytes(b"\xff")
     assert b"is not UTF-8" in run("pwsh", "web01", "-f", str(file), env=web01, code=2).stderr
 
 
 def test_what_cannot_be_meant(web01: Environment, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
+    empty, large = tmp_path / "empty", tmp_path / "large"
     empty.touch()
+    large.write_bytes(bytes(5000))
     for words in (
         ("-c", "1", "-f", str(empty)),
         ("--key", "--password-file", str(empty)),
@@ -119,9 +116,9 @@ def test_what_cannot_be_meant(web01: Environment, tmp_path: Path) -> None:
         ("--user", "root", "--password-file", "-"),
         ("-c", "1", "--user", "root"),
         ("-c", "1", "--user", "a\\", "--password-file", str(empty)),
+        ("-c", "1", "--user", "root", "--password-file", str(large)),
     ):
-        assert_one_line(run("pwsh", "web01", *words, env=web01, code=2).stderr.decode())
-    run("pwsh", "nobody", "-c", "1", env=web01, code=5)
+        invoke("pwsh", "web01", *words, env=web01, code=2)
 
 
 def test_who_is_not_let_in(web01: Environment, tmp_path: Path) -> None:
@@ -130,8 +127,7 @@ def test_who_is_not_let_in(web01: Environment, tmp_path: Path) -> None:
     user = ("--user", "no-such-user", "--password-file", str(password))
     done = run("pwsh", "web01", *user, "-c", "1", env=web01, code=4)
     assert b"does not let 'no-such-user' in" in done.stderr
-    done = run("pwsh", "web01", "--configuration", "Unknown", "-c", "1", env=web01, code=4)
-    assert b"Unknown" in done.stderr
+    run("pwsh", "nobody", "-c", "1", env=web01, code=5)
 
 
 def test_a_guest_without_powershell_says_so(tmp_path: Path) -> None:
@@ -149,7 +145,7 @@ def test_a_guest_without_powershell_says_so(tmp_path: Path) -> None:
 
 
 def test_much_output_takes_little_memory(web01: Environment) -> None:
-    mebibytes = sample(8, 50)
+    mebibytes = sample(3, 50)
     command = [PROGRAM, "pwsh", "web01", "-c", f"New-TestText {mebibytes} -Characters 100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=web01) as process:
         assert process.stdout is not None
@@ -177,14 +173,7 @@ def test_output_that_nobody_reads_stops_the_script(web01: Environment) -> None:
             assert process.wait(PATIENCE) == 141
 
 
-def test_ctrl_c_stops_the_script(web01: Environment) -> None:
-    with started("pwsh", "web01", "-c", "'begun'; Start-Sleep 1000", env=web01) as process:
-        assert line_of(process.stdout) == "begun\n"
-        process.send_signal(signal.SIGINT)
-        assert ended(process)[0] == 130
-
-
-def test_ctrl_c_stops_a_script_that_asks_or_whose_output_waits(web01: Environment) -> None:
+def test_ctrl_c_stops_a_script(web01: Environment) -> None:
     near, far = os.pipe()
     try:
         for script in ("'begun'; Read-Host", "'begun'; New-TestText 1000"):
@@ -253,6 +242,19 @@ class Terminal:
         """Type something."""
         os.write(self._near, text.encode())
 
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C until a text comes: Python does not see it just before it waits for a line."""
+        deadline, again = time.monotonic() + PATIENCE, 0.0
+        while text.encode() not in self._seen:
+            now = time.monotonic()
+            assert now < deadline, self._seen
+            if now >= again:
+                self.type("\x03")
+                again = now + AGAIN_SECONDS
+            if select.select([self._near], [], [], again - now)[0]:
+                self._seen += os.read(self._near, 65536)
+        self.expect(text)
+
     def expect_no_echo(self) -> None:
         """Wait until what is typed is not shown."""
         deadline = time.monotonic() + PATIENCE
@@ -290,8 +292,8 @@ def test_a_conversation_at_a_terminal(web01: Environment) -> None:
         terminal.type("'goes on'\n")
         terminal.expect("goes on\r\n")
         terminal.expect(prompt)
-        terminal.type("not finished\x03")
-        terminal.expect(prompt)
+        terminal.type("not finished")
+        terminal.interrupt_until(prompt)
         terminal.type("exit 5\n")
 
 

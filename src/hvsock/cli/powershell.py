@@ -190,14 +190,13 @@ class Conversation:
         while self._console.code is None:
             try:
                 line = input(self._runner.run(self._prompt()))
+                if line.strip():
+                    self._runner.run(self._statement(line))
             except EOFError:
                 print(file=sys.stderr)
                 return ExitCode.OK
             except KeyboardInterrupt:
                 print(file=sys.stderr)
-                continue
-            if line.strip():
-                self._runner.run(self._statement(line))
         return self._console.code
 
     async def _prompt(self) -> str:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psrpcore
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,12 +30,13 @@ from hvsock.services.powershell.client import Credentials, connect
 from hvsock.services.powershell.commands import Command, Script
 from hvsock.services.powershell.handshake import CredentialError
 from hvsock.services.powershell.hosts import Host
-from hvsock.services.powershell.pools import RunspacePool
+from hvsock.services.powershell.pools import RunspacePool, opened
 from hvsock.services.powershell.records import RemoteObject, Result, ScriptError, Secret, State, Stream
 from hvsock.services.powershell.server import VmSession, VmSessionBroker
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import fabric
-from tests.services.powershell.psrp import PATIENCE, PROGRAM, Typist, program, session
+from hvsock.testing.psrp_server import Server
+from tests.services.powershell.psrp import PATIENCE, PROGRAM, Typist, connected, program, session
 from tests.support import sample
 
 EVERYTHING = """
@@ -335,6 +337,29 @@ def test_secrets_do_not_show_themselves() -> None:
             assert "hush" not in repr(found)
 
     asyncio.run(main())
+
+
+def test_an_older_server_asks_for_the_key_and_the_pool_itself_calls_its_host() -> None:
+    host = Typist("typed")
+
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE), connected() as (here, there):
+            server = Server(*there)
+            serving = asyncio.create_task(server.serve())
+            async with opened(*here, host=host) as pool:
+                server.pool.request_key()
+                ask = psrpcore.ServerHostRequestor(server.pool)
+                ask.write_line("from the pool")
+                ask.read_line()
+                await server.send_out()
+                assert (await pool.run(Command("Write-Output", Secret("hush")))).output == ["hush"]
+                while host.lines:
+                    await asyncio.sleep(0.001)
+                assert (await pool.run("1")).output == [1]
+            await serving
+
+    asyncio.run(main())
+    assert host.written == "from the pool\n"
 
 
 # -- stopping

@@ -15,6 +15,8 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 
+POWERSHELL: Final = "hvsock.services.powershell"
+OF_POWERSHELL: Final = "tests/services/powershell"
 PREDEFINED: Final = "hvsock.services.predefined"
 OF_PREDEFINED: Final = "tests/services/predefined"
 
@@ -27,6 +29,12 @@ CORE: Final = {
     "hvsock.services.policy": "tests/services/test_policy.py",
     "hvsock.services.negotiation": "tests/services/test_negotiation.py",
     "hvsock.services.rates": "tests/services/test_rates.py",
+    f"{POWERSHELL}.framing": f"{OF_POWERSHELL}/test_framing.py",
+    f"{POWERSHELL}.fragments": f"{OF_POWERSHELL}/test_fragments.py",
+    f"{POWERSHELL}.lockstep": f"{OF_POWERSHELL}/test_handshake.py",
+    f"{POWERSHELL}.handshake": f"{OF_POWERSHELL}/test_handshake.py",
+    f"{POWERSHELL}.admission": f"{OF_POWERSHELL}/test_admission.py",
+    f"{POWERSHELL}.tokens": f"{OF_POWERSHELL}/test_admission.py",
     f"{PREDEFINED}.timesync.arithmetic": f"{OF_PREDEFINED}/test_timesync_arithmetic.py",
     f"{PREDEFINED}.kvp.pools": f"{OF_PREDEFINED}/test_kvp_pools.py",
     f"{PREDEFINED}.vss.machine": f"{OF_PREDEFINED}/test_vss_rules.py",

@@ -22,10 +22,16 @@ RULES = (*BASE, "hvsock.topology", "hvsock.registry")
 WIRE = (*RULES, "hvsock.fabric.messages", "hvsock.fabric.paths", "hvsock.fabric.marks", "hvsock.fabric.passing")
 BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
+PURE_OF_POWERSHELL = tuple(
+    f"hvsock.services.powershell.{name}"
+    for name in ("lockstep", "handshake", "admission", "tokens", "framing", "fragments")
+)
+"""Each may import those before it."""
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
     *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
+    *PURE_OF_POWERSHELL,
 )
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -59,6 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "hvsock.services.types": (),
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
+    **{name: (*BASE, *PURE_OF_POWERSHELL[:place]) for place, name in enumerate(PURE_OF_POWERSHELL)},
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
         *("hvsock.fabric.paths", "hvsock.fabric.passing", "hvsock.services.types", *PURE_OF_SERVICES),
@@ -67,7 +74,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),
         "hvsock.tied",
     ),
-    "hvsock.testing": (*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock"),
+    "hvsock.testing": (
+        *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.virtio", "hvsock.sockets", "hvsock", "hvsock._version"),
+        *("hvsock.services.powershell.framing", "hvsock.services.powershell.fragments"),
+    ),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),

@@ -42,6 +42,12 @@ INTEGRATION_SERVICES = {
 }
 
 
+SESSION_SERVICES = {
+    "VM_SESSION_SERVICE": ("999e53d4-3d5c-4c3e-8779-bed06ec056e1", "VM Session Service"),
+    "VM_SESSION_SERVICE_2": ("a5201c21-2770-4c11-a68e-f182edb29220", "VM Session Service-2"),
+}
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers(name: str) -> None:
     assert getattr(constants, name) == NUMBERS[name]
@@ -49,7 +55,13 @@ def test_numbers(name: str) -> None:
 
 def test_no_number_goes_untested() -> None:
     names = {name for name in vars(constants) if name.isupper()}
-    assert names == {*NUMBERS, *INTEGRATION_SERVICES, "INTEGRATION_SERVICES"}
+    lists = {"INTEGRATION_SERVICES", "SESSION_SERVICES"}
+    assert names == {*NUMBERS, *INTEGRATION_SERVICES, *SESSION_SERVICES, *lists}
+
+
+def test_session_services_are_those_of_the_original() -> None:
+    assert {name: tuple(getattr(constants, name)) for name in SESSION_SERVICES} == SESSION_SERVICES
+    assert [tuple(one) for one in constants.SESSION_SERVICES] == list(SESSION_SERVICES.values())
 
 
 def test_integration_services_have_the_names_of_the_originals_and_ports_of_their_own() -> None:

@@ -71,6 +71,26 @@ GUEST_ECHO_PORT = 2762
 """AF_VSOCK port on which hvsock.vm.guest echoes: the one after the original documentation's example."""
 
 
+class SessionService(NamedTuple):
+    """An in-box service of the original's, of PowerShell Direct.
+
+    Attributes:
+        id: its ServiceId.
+        name: its friendly name.
+    """
+
+    id: str
+    name: str
+
+
+VM_SESSION_SERVICE = SessionService("999e53d4-3d5c-4c3e-8779-bed06ec056e1", "VM Session Service")
+"""The broker, which a client connects to first (PowerShell, RemoteSessionHyperVSocket.cs)."""
+VM_SESSION_SERVICE_2 = SessionService("a5201c21-2770-4c11-a68e-f182edb29220", "VM Session Service-2")
+"""The session (same source)."""
+SESSION_SERVICES = (VM_SESSION_SERVICE, VM_SESSION_SERVICE_2)
+"""Both. Every host of the original lists them from the start."""
+
+
 class IntegrationService(NamedTuple):
     """An in-box service of hvsock's own.
 

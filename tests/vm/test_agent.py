@@ -18,11 +18,12 @@ import pytest
 
 assert sys.platform == "linux"
 
-from hvsock.errors import HvsockError
+from hvsock.errors import HvsockError, LostError
 from hvsock.fabric import paths
 from hvsock.services.agent import GuestAgent
 from hvsock.services.agent import Question as AgentQuestion
 from hvsock.services.connecting import connect
+from hvsock.services.powershell.brokering import host_credentials, open_session
 from hvsock.services.predefined.direct.connecting import logged_in
 from hvsock.services.predefined.direct.hostkeys import HostKeys
 from hvsock.services.predefined.filecopy.copying import copy_to
@@ -151,6 +152,17 @@ async def services_of(guest: Guest, keys: HostKeys, folder: Path) -> AsyncIterat
             async with logged_in(guest.vm_id, keys) as connection:
                 assert (await connection.run(f"echo {word}")).stdout == f"{word}\n"
 
+        async def open_powershell() -> None:
+            """Up to where its program would begin, which no guest here has."""
+            credentials = await host_credentials(vm)
+            with await open_session(vm, credentials, timeout=TRY_SECONDS) as sock:
+                loop, said = asyncio.get_running_loop(), b""
+                while not said.endswith(b"\n"):
+                    said += (data := await loop.sock_recv(sock, 1024))
+                    if not data:
+                        raise LostError("the session ended")
+            assert said.startswith(b"__HyperVSocketError__:pwsh is not installed in this guest"), said
+
         yield Services(
             {
                 "time synchronisation": lambda: clock_exchange(clock, lambda best: ClockKind.PROBE),
@@ -159,6 +171,7 @@ async def services_of(guest: Guest, keys: HostKeys, folder: Path) -> AsyncIterat
                 "backup": lambda: vss.check(Check(), timeout=TRY_SECONDS),
                 "file copy": copy,
                 "Direct": execute,
+                "PowerShell Direct": open_powershell,
                 "agent": lambda: agent.report(AgentQuestion(), timeout=TRY_SECONDS),
             },
             monitor,

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "cp": Entry(f"{_IN}.cp:cp", "Copy files to a VM, and from one."),
     "exec": Entry(f"{_IN}.exec:exec_", "Run a command in a guest, by its agent."),
     "shell": Entry(f"{_IN}.exec:shell", "Sit down at a shell in a guest, by its agent."),
+    "pwsh": Entry(f"{_IN}.pwsh:pwsh", "PowerShell in a guest: a script, or a conversation."),
     "direct": Entry(f"{_IN}.direct:direct", "OpenSSH and SFTP into a guest, and their keys."),
     "kvp": Entry(f"{_IN}.kvp:kvp", "Keys and values between host and guest."),
     "shutdown": Entry(f"{_IN}.shutdown:shutdown", "Shut a VM down, reboot or hibernate it, from within."),

@@ -11,7 +11,7 @@ import tempfile
 from typing import Any, Final
 
 from hvsock.addresses import VmId
-from hvsock.constants import GUEST_SERVICE_INTERFACE
+from hvsock.constants import GUEST_SERVICE_INTERFACE, INTEGRATION_SERVICES
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.services.agent import GuestAgent, Question, Running
 from hvsock.services.connecting import connect
@@ -107,7 +107,8 @@ class Tour:
                     report = await agent.report(Question(), timeout=ANSWER_SECONDS)
                     missing = [one for one in report.services if one.state != Running.RUNNING]
                     if not missing:
-                        return [one.name for one in report.services]
+                        ours = {one.name for one in INTEGRATION_SERVICES}
+                        return [one.name for one in report.services if one.name in ours]
                     await asyncio.sleep(LOOK_SECONDS)
 
     async def _heartbeat(self) -> str:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from hvsock.addresses import SERVICE_WILDCARD, WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
-from hvsock.constants import INTEGRATION_SERVICES, VSOCK_PORT_MAX
+from hvsock.constants import INTEGRATION_SERVICES, SESSION_SERVICES, VSOCK_PORT_MAX
 from hvsock.errors import UsageError
 from hvsock.topology.access import DEFAULTS, Service, Settings
 
@@ -123,11 +123,6 @@ class ServiceEntry:
         return Service(self.id, self.name, self.settings, self.per_vm, self.port, defaults)
 
 
-_SESSION_SERVICES: Final = (
-    ServiceName(ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1"), "VM Session Service"),
-    ServiceName(ServiceId("a5201c21-2770-4c11-a68e-f182edb29220"), "VM Session Service-2"),
-)
-"""What every host of the original lists from the start."""
 _OFF_BY_DEFAULT: Final = {
     ServiceId.from_port(one.port): replace(DEFAULTS, enabled=False)
     for one in INTEGRATION_SERVICES
@@ -143,7 +138,7 @@ def inbox_entries(now: float) -> tuple[ServiceEntry, ...]:
     Args:
         now: when they came into the registry, in seconds since 1970 (UTC).
     """
-    services = [(one.id, one.name, one.id.data1) for one in _SESSION_SERVICES]
+    services = [(ServiceId(one.id), one.name, ServiceId(one.id).data1) for one in SESSION_SERVICES]
     ours = [(ServiceId.from_port(one.port), one.name, None) for one in INTEGRATION_SERVICES]
     return tuple(
         ServiceEntry(id_, name, port_alias, flags=frozenset({INBOX}), created=now, changed=now)
@@ -221,7 +216,7 @@ def check_service_id(text: str) -> ServiceId:
     try:
         service_id = ServiceId(text)
     except ValueError:
-        raise UsageError(f"not a GUID: {quoted(text)} (expected like {_SESSION_SERVICES[0].id})") from None
+        raise UsageError(f"not a GUID: {quoted(text)} (expected like {SESSION_SERVICES[0].id})") from None
     if service_id == SERVICE_WILDCARD:
         raise UsageError(f"{service_id} means any service and cannot be registered")
     return service_id

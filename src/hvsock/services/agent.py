@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS: Final = 1.0
 """Pause between two looks at what the host has enabled; a look takes a millisecond."""
 MAX_STATUS_SERVICES: Final = 256
-"""Most services that an agent reports: there are eight, and somebody's own."""
+"""Most services that an agent reports: there are ten, and somebody's own."""
 
 
 class Running(StrEnum):

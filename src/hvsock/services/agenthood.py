@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from hvsock import transport
 from hvsock.errors import NotReadyError, RefusedError
@@ -14,6 +15,8 @@ from hvsock.fabric import paths
 from hvsock.transport import Transport
 
 from .policy import ALLOW_ALL, Policy
+
+T = TypeVar("T")
 
 
 class Holds:
@@ -56,6 +59,7 @@ class Surroundings:
         policy: which operations may be called.
         end: ends the agent, once what it says to its callers is said; for a partition whose machine is another's.
         holds: why nothing may be switched off just now.
+        common: see :meth:`shared`.
     """
 
     own_machine: bool
@@ -63,6 +67,14 @@ class Surroundings:
     policy: Policy = ALLOW_ALL
     end: Callable[[], object] = field(default=lambda: None)
     holds: Holds = field(default_factory=Holds)
+    common: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def shared(self, kind: Callable[[Surroundings], T]) -> T:
+        """What several services of the agent have in common: made by `kind` on first use, one for all of them."""
+        if kind not in self.common:
+            self.common[kind] = kind(self)
+        found: T = self.common[kind]
+        return found
 
     def check_own_machine(self, what: str) -> None:
         """Refuse an act upon the machine where it is not the partition's own.

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hvsock.addresses import Address, parse_service_id, parse_url, parse_vm_id
+from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONTAINER_PASSTHRU
 from hvsock.fabric import client
 
 from .chosen import socket
@@ -82,12 +83,13 @@ async def open_connection(
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-async def connected(address: AddressLike, *, partition: str | None = None) -> socket:
+async def connected(address: AddressLike, *, partition: str | None = None, passthru: bool = False) -> socket:
     """A socket that is connected to a service and does not block; names are looked up. The caller owns it.
 
     Args:
         address: ``hvsocket://VM/SERVICE`` or the pair.
         partition: the partition's folder to connect from; by default that of the process.
+        passthru: set HVSOCKET_CONTAINER_PASSTHRU.
 
     Raises:
         OSError: what connect raises.
@@ -97,6 +99,8 @@ async def connected(address: AddressLike, *, partition: str | None = None) -> so
     sock = socket(partition=partition)
     try:
         sock.setblocking(False)
+        if passthru:
+            sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONTAINER_PASSTHRU, 1)
         await _connect(sock, target)
     except BaseException:
         sock.close()

@@ -12,6 +12,8 @@ from hvsock.constants import (
     KEY_VALUE_PAIR_EXCHANGE,
     SHUTDOWN,
     TIME_SYNCHRONIZATION,
+    VM_SESSION_SERVICE,
+    VM_SESSION_SERVICE_2,
     VSS,
 )
 
@@ -26,6 +28,8 @@ GUEST_HALVES: Final = {
     VSS.name: f"{_HERE}.vss.guest:GuestVss",
     GUEST_SERVICE_INTERFACE.name: f"{_HERE}.filecopy.guest:GuestServiceInterface",
     GUEST_AGENT.name: "hvsock.services.agent:GuestAgent",
+    VM_SESSION_SERVICE.name: "hvsock.services.powershell.server:VmSessionBroker",
+    VM_SESSION_SERVICE_2.name: "hvsock.services.powershell.server:VmSession",
 }
 """The guest halves, as "module:class" by the service's name; a class is made with the agent's surroundings. They
 are begun in this order: Direct first, which loads nothing, but has most to load once somebody connects."""

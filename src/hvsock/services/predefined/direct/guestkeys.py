@@ -43,6 +43,12 @@ def was_handed_over(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, _AUTHORIZED))
 
 
+def authorized_key(folder: str) -> str | None:
+    """The key that lets the host in, in a folder of such keys; None as long as it gave none."""
+    text = read_text(os.path.join(folder, _AUTHORIZED))
+    return None if text is None else text.strip()
+
+
 class GuestKeys:
     """What the guest half of Direct keeps.
 
@@ -62,5 +68,4 @@ class GuestKeys:
 
     def authorized(self) -> str | None:
         """The key that lets the host in; None as long as it gave none."""
-        text = read_text(os.path.join(self._folder, _AUTHORIZED))
-        return None if text is None else text.strip()
+        return authorized_key(self._folder)

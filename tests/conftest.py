@@ -47,6 +47,8 @@ if sys.platform != "linux":
 HERE = Path(__file__).parent
 WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
 """Where the tests are that boot VMs, or make the image for them."""
+SHARED_GUESTS = HERE / "vm" / "traffic"
+"""Where those are that share guests."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
@@ -57,7 +59,12 @@ def has_vms(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests with VMs more time, and begins with them: they take longest, and one process runs them all."""
+    """Gives tests with VMs more time, and begins with them: they take longest, and few processes run them.
+
+    What is marked as part of the soak alone is left out in `make test`.
+    """
+    if not SOAK:
+        items[:] = [item for item in items if item.get_closest_marker("soak") is None]
     for item in items:
         if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
@@ -71,14 +78,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 
 class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typed
-    """Whole modules, since they share fixtures; all that have VMs to one process.
+    """Whole modules, since they share fixtures.
 
-    An emulated guest without a processor to itself takes many times as long.
+    What has VMs goes to one process where it shares its guests, and to one other: so no more than two guests have
+    much to do at once.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.split("::", 1)[0]
-        return "VMs" if has_vms(HERE.parent / module) else module
+        if (HERE.parent / module).is_relative_to(SHARED_GUESTS):
+            return "shared guests"
+        return "other VMs" if has_vms(HERE.parent / module) else module
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ PURE_OF_POWERSHELL = tuple(
 )
 """Each may import those before it."""
 PURE_OF_SERVICES = (
-    *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto")),
+    *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
     *(f"hvsock.services.predefined.{name}" for name in ("vss.machine", "vss.mounts")),
     *PURE_OF_POWERSHELL,
@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{name: (*BASE, *PURE_OF_POWERSHELL[:place]) for place, name in enumerate(PURE_OF_POWERSHELL)},
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
-        *("hvsock.fabric.paths", "hvsock.services.types", *PURE_OF_SERVICES),
+        *("hvsock.fabric.paths", "hvsock.fabric.passing", "hvsock.services.types", *PURE_OF_SERVICES),
     ),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),

@@ -50,7 +50,7 @@ def test_the_image(guest: Image, tmp_path: Path) -> None:
     assert found["series"] == "6.12"
     assert len(found["layers"]) == 4
     assert os.path.getsize(found["output"]["initrd"]) == found["bytes"]
-    assert (tmp_path / "new" / "vmlinuz").read_bytes() == Path(found["kernel"]).read_bytes()
+    assert (tmp_path / "new" / "kernel").read_bytes() == Path(found["kernel"]).read_bytes()
     lines = invoke("vm", "image").stdout.splitlines()
     assert "busybox-static" in lines[0]
     assert lines[-1].startswith("kernel 6.12, ")

@@ -1,7 +1,7 @@
 """A broker that kills or stops itself at a chosen step: `hvsock up` with one function wrapped.
 
-The step is named by HVSOCK_TEST_STEP. "before" steps die instead of the act, "after" steps right after it.
-With HVSOCK_TEST_STOP set, the broker stops once instead (SIGSTOP), and goes on when it is let.
+"before" steps die instead of the act, "after" steps right after it. With HVSOCK_TEST_STOP set, the broker stops
+once instead (SIGSTOP), and goes on when it is let.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from hvsock.fabric.broker.waiting import WaitingRoom
 
 assert sys.platform == "linux"
 
-VARIABLE: Final = "HVSOCK_TEST_STEP"
 STOP_VARIABLE: Final = "HVSOCK_TEST_STOP"
 
 
@@ -130,13 +129,13 @@ def _names(tree: Any) -> set[str]:
     return {partition.name for partition in tree}
 
 
-if __name__ == "__main__":
-    from hvsock.cli.main import main
-
-    for steps in (
-        CONNECT_STEPS, REFUSAL_STEPS, WAIT_STEPS, BIND_STEPS, LISTEN_STEPS, PARTITION_STEPS, REMOVAL_STEPS
-    ):  # fmt: skip
-        if os.environ[VARIABLE] in steps:
-            steps[os.environ[VARIABLE]]()
-    sys.argv = ["hvsock", "up"]
-    main()
+STEPS: Final = {
+    **CONNECT_STEPS,
+    **REFUSAL_STEPS,
+    **WAIT_STEPS,
+    **BIND_STEPS,
+    **LISTEN_STEPS,
+    **PARTITION_STEPS,
+    **REMOVAL_STEPS,
+}
+"""All of them: what has this process strike at each."""

@@ -29,7 +29,7 @@ assert sys.platform == "linux"
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child, ended_well
 
-CONNECTIONS = sample(2_000, 1_000_000)
+CONNECTIONS = sample(500, 1_000_000)
 VMS = 4
 ACCEPTERS = 3
 TAG_BYTES = 28

@@ -15,7 +15,7 @@ from typing import Final
 assert sys.platform == "linux"
 
 from hvsock.vm.runs import State
-from tests.cli.helpers import PROGRAM, ended, line_of, started
+from tests.cli.helpers import PROGRAM, ended, invoke, line_of, started
 from tests.cli.helpers import hvsock as command
 from tests.vm.support import PATIENCE, wait_until
 from tests.vm.traffic.world import World
@@ -37,16 +37,20 @@ class Operator:
         self._env = {**world.environment, "PATH": f"{os.path.dirname(PROGRAM)}:{os.environ['PATH']}"}
         self._folder = folder
 
-    def hvsock(self, *words: str, code: int = 0, input: bytes = b"") -> bytes:
-        """What a command prints."""
-        return command(*words, code=code, input=input, env=self._env, seconds=PATIENCE).stdout
+    def hvsock(self, *words: str, code: int = 0) -> bytes:
+        """What a command prints; in this process, which has loaded what it needs."""
+        return invoke(*words, code=code, env=self._env).stdout_bytes
+
+    def execute(self, *words: str, code: int = 0, input: bytes = b"") -> bytes:
+        """What `hvsock exec` prints, which has a standard input of its own."""
+        return command("exec", *words, code=code, input=input, env=self._env, seconds=PATIENCE).stdout
 
     def exchanges_values(self) -> None:
         """Values both ways, and what the guest says of itself."""
         self.hvsock("kvp", "set", "web01", "role=web", "colour=red and green")
         assert self.hvsock("kvp", "get", "web01", "colour") == b"red and green"
         assert self.hvsock("kvp", "get", "web01", "OSName").startswith(b"Debian")
-        self.hvsock("exec", "web01", "--", "hvsock", "kvp", "set", "loopback", "state=ready")
+        self.execute("web01", "--", "hvsock", "kvp", "set", "loopback", "state=ready")
         assert self.hvsock("kvp", "get", "web01", "state") == b"ready"
         self.hvsock("kvp", "get", "web01", "nothing", code=5)
 
@@ -59,8 +63,8 @@ class Operator:
         (tree / "run").write_bytes(b"#!/bin/sh\necho it runs\n")
         (tree / "run").chmod(0o750)
         self.hvsock("cp", "-r", "--parents", str(tree), "web01:/srv/deep/there")
-        assert self.hvsock("exec", "web01", "/srv/deep/there/run") == b"it runs\n"
-        summed = self.hvsock("exec", "web01", "--", "sha256sum", f"/srv/deep/there/sub/{ODD_NAME}")
+        assert self.execute("web01", "/srv/deep/there/run") == b"it runs\n"
+        summed = self.execute("web01", "--", "sha256sum", f"/srv/deep/there/sub/{ODD_NAME}")
         assert hashlib.sha256(LARGE).hexdigest().encode() in summed
         self.hvsock("cp", "-r", "web01:/srv/deep/there", str(self._folder / "back"))
         back = self._folder / "back"
@@ -71,10 +75,10 @@ class Operator:
     def runs_commands(self) -> None:
         """Input, output, errors, exit codes and signals."""
         script = 'read -r word; echo "$A|$word"; pwd; exit 7'
-        words = ("exec", "web01", "--cwd", "/tmp", "--env", "A=b c", "--", "sh", "-c", script)
-        assert self.hvsock(*words, code=7, input=b"said\n") == b"b c|said\n/tmp\n"
-        self.hvsock("exec", "web01", "--", "sh", "-c", "kill -TERM $$", code=128 + signal.SIGTERM)
-        assert self.hvsock("exec", "web01", "cat", input=LARGE) == LARGE
+        words = ("web01", "--cwd", "/tmp", "--env", "A=b c", "--", "sh", "-c", script)
+        assert self.execute(*words, code=7, input=b"said\n") == b"b c|said\n/tmp\n"
+        self.execute("web01", "--", "sh", "-c", "kill -TERM $$", code=128 + signal.SIGTERM)
+        assert self.execute("web01", "cat", input=LARGE) == LARGE
 
     def uses_openssh(self) -> None:
         """Stock ssh and sftp, by what ssh-config prints; nothing where they are not installed."""

@@ -39,6 +39,7 @@ from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
 from tests.support import sample
+from tests.vm import brokers
 from tests.vm.by_command import Operator
 from tests.vm.clocks import watched_and_set
 from tests.vm.support import PATIENCE, needs_qemu
@@ -241,6 +242,7 @@ def test_every_service_is_served_and_recovers_by_itself(
 ) -> None:
     watched_and_set(world)
     guest = world.guest("web01")
+    brokers.killed_under_traffic(world, guest)
     command("integration", "enable", "web01", "Guest Service Interface", env=world.environment)
     keys = HostKeys(os.path.join(world.folder, "keys"), guest.vm_id, guest.name)
 

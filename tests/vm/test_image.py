@@ -55,6 +55,7 @@ def test_made_twice_it_is_the_same_and_kept(guest: Image, tmp_path: Path, monkey
     assert changed.layers[:-1] == again.layers[:-1]
 
 
+@pytest.mark.soak
 def test_two_make_it_at_once(guest: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fresh(layers.images_folder(), tmp_path / "images")
     for layer in guest.layers[:2]:  # to be quick

@@ -48,8 +48,8 @@ def test_the_oldest_layers_of_a_name_go(store: Store) -> None:
     kept = store.make("other", "key", [], {})
     for number in range(KEPT_LAYERS + 2):
         layer = store.make("one", f"key{number}", [], {})
-        Path(store.path("one", f"key{number}", ".vmlinuz")).touch()
-        for suffix in (".cpio", ".json", ".vmlinuz"):
+        Path(store.path("one", f"key{number}", ".kernel")).touch()
+        for suffix in (".cpio", ".json", ".kernel"):
             os.utime(store.path("one", f"key{number}", suffix), (number, number))
         assert os.path.exists(layer.path)
     store.make("one", "last", [], {})
@@ -58,7 +58,7 @@ def test_the_oldest_layers_of_a_name_go(store: Store) -> None:
     )
     newest = [f"one-key{number}" for number in range(3, KEPT_LAYERS + 2)]
     assert names == sorted(["other-key", "one-last", *newest])
-    assert not os.path.exists(store.path("one", "key0", ".vmlinuz"))
+    assert not os.path.exists(store.path("one", "key0", ".kernel"))
 
 
 def test_keys_tell_parts_apart() -> None:

@@ -1,4 +1,4 @@
-"""What the default guest has for services: their packages, a data disk, users, and an agent that init keeps."""
+"""What the default guest has for services: a data disk, and an agent that init keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hvsock.vm.image import Image
 from hvsock.vm.overlay import overlay
 from hvsock.vm.qemu import Hardware
 from hvsock.vm.runs import Run
-from tests.support import SOAK
 from tests.vm.support import PATIENCE, console_log, default_guest, needs_qemu, started, wait_for_line, wait_until
 
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -31,32 +30,6 @@ needs_e2fsprogs = pytest.mark.skipif(
 
 DISK_BYTES: Final = 16 << 20
 PROGRAM: Final = "usr/lib/python3/dist-packages/hvsock/services/agent.py"
-
-PACKAGES = r"""
-python3 -W error - << 'END'
-import ctypes, lzma, pty, pwd, sqlite3, ssl
-import asyncssh, grpclib.client, grpclib.server, rich.live, rich.progress, rich.table
-from google.protobuf.internal import api_implementation
-os = pty.os
-key = asyncssh.generate_private_key("ssh-ed25519")
-user = pwd.getpwnam("guest")
-home = os.stat(user.pw_dir)
-os.setgid(user.pw_gid)
-os.setuid(user.pw_uid)
-master, slave = pty.openpty()
-print("has", api_implementation.Type(), key.get_algorithm(), user.pw_uid, home.st_uid, os.isatty(slave))
-try:
-    os.listdir("/var/lib/hvsock")
-except PermissionError:
-    print("its folder is the agent's alone")
-END
-. /etc/os-release
-echo "system $ID $VERSION_ID, $(cat /etc/hostname) is $(hostname)"
-lsmod | grep -q virtio_blk || echo "no disk, no driver"
-ps | grep -q '[s]leep 2147483647' && echo "nothing to keep"
-[ ! -e /run/hvsock-agent.pipe ] && echo "no agent wanted"
-echo "that is all"
-"""
 
 AGENT = """#!/bin/sh
 # In place of `hvsock`: an agent that says much, and ends.
@@ -93,18 +66,7 @@ wait
 """
 
 
-def test_packages_users_and_names(guest: Image, tmp_path: Path) -> None:
-    run = Run(str(tmp_path), "web01")
-    with started(run, default_guest("web01", guest), made=guest, overlay=overlay(command=PACKAGES)):
-        said = wait_for_line(run, "that is all")
-    assert "has upb ssh-ed25519 1000 1000 True" in said
-    assert "its folder is the agent's alone" in said
-    assert "system debian 12, web01 is web01" in said
-    assert "no disk, no driver" in said
-    assert "nothing to keep" in said
-    assert "no agent wanted" in said
-
-
+@pytest.mark.soak  # in `make test` test_agent.py kills an agent
 def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path: Path) -> None:
     brought = tmp_path / "overlay"
     for name, text in (("usr/bin/hvsock", AGENT), (PROGRAM, "")):
@@ -122,7 +84,8 @@ def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path
 
 
 @needs_e2fsprogs
-@pytest.mark.parametrize("how", ["the host", "poweroff", "reboot"] if SOAK else ["the host"])
+@pytest.mark.soak  # in `make test` test_vss.py has one of these ends
+@pytest.mark.parametrize("how", ["the host", "poweroff", "reboot"])
 def test_a_data_disk_is_clean_in_the_end(how: str, guest: Image, tmp_path: Path) -> None:
     """Also where a program still has a file open on it."""
     disk = tmp_path / "data, one.img"

@@ -22,6 +22,7 @@ from hvsock.services.agent import GuestAgent, Question
 from hvsock.services.connecting import connect
 from hvsock.services.predefined.vss.host import ThawedError, frozen
 from hvsock.services.predefined.vss.interface import Check, Checked, Vss
+from hvsock.vm import control
 from tests.cli.helpers import PROGRAM, environment
 from tests.cli.helpers import hvsock as command
 from tests.vm.support import PATIENCE, needs_qemu, wait_until
@@ -50,9 +51,10 @@ done 2> /dev/null
 true
 """
 WORKLOAD: Final = r"""
-import itertools, os
+import itertools, os, time
 log = open("/mnt/log", "a")
 for n in itertools.count(1):
+    time.sleep(0.02)  # the agent is to have its share of the processor
     log.write(f"line {n}\n")
     log.flush()
     os.fsync(log.fileno())
@@ -256,3 +258,12 @@ def test_a_keeper_that_is_killed_while_the_guest_is_frozen(guest: Guest) -> None
 
     with pytest.raises(ThawedError, match="was ended or killed"):
         asyncio.run(freeze())
+
+
+def test_a_guest_that_is_stopped_leaves_its_disk_clean(guest: Guest, disk: str) -> None:
+    """Although its workload has a file open; the last test here, since the guest is off then."""
+    assert control.ask(guest.run, "stop", seconds=PATIENCE)["reason"] == "stopped"
+    guest.run.wait_for_end()
+    assert "needs_recovery" not in tool("dumpe2fs", "-h", disk)
+    tool("e2fsck", "-f", "-n", disk)
+    assert tool("debugfs", "-R", "cat log", disk).endswith("\n")

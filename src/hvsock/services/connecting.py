@@ -24,6 +24,7 @@ from hvsock.sockets.aio import connected
 from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WORTH_WAITING
 
 from .negotiation import NEGOTIATION_SECONDS, Accepted, Offer
+from .peerlog import lines_of
 from .service import Operation, Service, codec_of
 from .session import Negotiation
 from .wire import ClientConnection
@@ -95,9 +96,9 @@ class Connector:
             return self._connection
 
     async def _try(self, ready: bool) -> ClientConnection:
-        connection = await ClientConnection.open(
-            await connected((self._vm, self._service.ID), partition=self._partition)
-        )
+        sock = await connected((self._vm, self._service.ID), partition=self._partition)
+        with lines_of(self._vm):
+            connection = await ClientConnection.open(sock)
         try:
             await self._negotiate(connection, ready)
         except BaseException:

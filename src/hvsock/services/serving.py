@@ -19,6 +19,7 @@ from hvsock.sockets.helpers import create_server
 
 from .caller import Caller
 from .negotiation import NEGOTIATION_SECONDS
+from .peerlog import lines_of
 from .policy import ALLOW_ALL, Policy
 from .service import Service
 from .session import Session
@@ -120,6 +121,10 @@ class Serving:
 
     async def _serve(self, sock: socket, peer: Address) -> None:
         """Serve one connection; it is closed at the end."""
+        with lines_of(describe_vm_id(peer.vm_id)):
+            await self._serve_one(sock, peer)
+
+    async def _serve_one(self, sock: socket, peer: Address) -> None:
         if self._connections[peer.vm_id] >= MAX_CONNECTIONS_OF_ONE or self.connections >= MAX_CONNECTIONS:
             log.warning(
                 "%s: too many connections, that of %s is closed", self.service.NAME, describe_vm_id(peer.vm_id)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from hvsock._version import __version__
 from hvsock.errors import NotFoundError, StateError
 
-from . import software, userland
+from . import kernel, software, userland
 from .cpio import Entry
 from .debian import Archive, Package, Progress
 from .layers import Layer, Store, images_folder, key_of
@@ -28,9 +28,9 @@ from .wheels import Wheels
 if sys.platform != "linux":
     raise ImportError("the guest image is made by apt and dpkg")
 
-_BUILDERS: Final = ("cpio.py", "modules.py", "userland.py", "software.py", "wheels.py", "image.py")
+_BUILDERS: Final = ("cpio.py", "modules.py", "userland.py", "software.py", "wheels.py", "kernel.py", "image.py")
 """The modules on whose text the contents of layers depend."""
-_KERNEL = ".vmlinuz"
+_KERNEL = ".kernel"
 _Made = tuple[Iterable[Entry], Mapping[str, Any]]
 
 
@@ -133,8 +133,8 @@ def _find(store: Store, series: str) -> Image | None:
         return None
     keys = recipe.keys()
     found = [layer for name, key in keys.items() if (layer := store.find(name, key))]
-    kernel = store.path("kernel", keys["kernel"], _KERNEL)
-    return Image(series, kernel, tuple(found)) if len(found) == len(keys) else None
+    path = store.path("kernel", keys["kernel"], _KERNEL)
+    return Image(series, path, tuple(found)) if len(found) == len(keys) else None
 
 
 def _make(store: Store, series: str, renew: bool, progress: Progress) -> Image:
@@ -187,7 +187,8 @@ class _Work:
     def _kernel_layer(self) -> _Made:
         root, package = self._new("kernel"), self._recipe.kernel
         self._archive.unpack([package], root)
-        shutil.copyfile(userland.kernel_file(root), self._kernel + ".new")
+        with open(userland.kernel_file(root), "rb") as packed, open(self._kernel + ".new", "wb") as file:
+            file.write(kernel.unpacked(packed.read()))
         os.replace(self._kernel + ".new", self._kernel)
         return userland.module_entries(root), {"packages": {package.name: package.version}}
 

@@ -9,7 +9,7 @@
       recipe-SERIES.json       which of them the image with a kernel of that series is made of
       layers/NAME-KEY.cpio     an archive, and beside it
       layers/NAME-KEY.json     what it was made of; for a kernel's modules also
-      layers/NAME-KEY.vmlinuz  the kernel
+      layers/NAME-KEY.kernel   the kernel, unpacked
 
 A file takes its name in one step, when it is finished. So who finds one needs no lock, and who is killed while
 making one leaves nothing that counts.

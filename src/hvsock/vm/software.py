@@ -29,7 +29,7 @@ COMPILED: Final = frozenset(("cffi", "cryptography", "protobuf"))
 """The packages whose compiled parts the guest has; of others, which do without, it has what is pure."""
 NOT_IN_GUEST: Final = frozenset(
     (
-        *("qemu-qmp", "starlette", "uvicorn"),  # what hosts do
+        *("qemu-qmp", "starlette", "uvicorn", "backports-zstd"),  # what hosts do
         *("pygments", "markdown-it-py"),  # rich's, for source code and Markdown, which hvsock does not print
         "pycparser",  # cffi's, for declarations in C, which are none in what is compiled already
     )
@@ -37,6 +37,9 @@ NOT_IN_GUEST: Final = frozenset(
 """The packages that nothing needs in the guest; nor what only they need."""
 _PARTS: Final = {"cffi": "_cffi_backend"}
 """Of these packages, the guest has only what begins so: programs that are compiled already load no more."""
+_UNUSED: Final = {"cryptography": ("cryptography", "x509")}
+"""Of these packages, the guest lacks a folder: asyncssh loads it where it is there, for a quarter of a second in
+an emulated guest, and does without it as well; it is for certificates, of which Direct has none."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LIBRARY: Final = ".so"
 _LEFT_OUT: Final = (".pyc", ".pyd", ".pyi", ".pyx", ".pxd", ".c", ".h", ".typed")
@@ -111,7 +114,7 @@ def _is_wanted(path: PurePosixPath, name: str) -> bool:
     top = path.parts[0]
     if path.is_absolute() or ".." in path.parts or top.endswith((".dist-info", ".data")) or "tests" in path.parts:
         return False
-    if not top.startswith(_PARTS.get(name, "")):
+    if not top.startswith(_PARTS.get(name, "")) or path.parts[:2] == _UNUSED.get(name):
         return False
     return path.suffix not in _LEFT_OUT and (path.suffix != _LIBRARY or name in COMPILED)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
+import pytest
 
 from hvsock.addresses import VmId
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.policy import ALLOW_ALL, Policy
+from hvsock.services.predefined.direct import keeping
 from hvsock.services.predefined.direct.connecting import logged_in
 from hvsock.services.predefined.direct.hostkeys import HostKeys
 from hvsock.services.predefined.direct.service import Direct
@@ -70,6 +72,13 @@ class Guest:
             out, err = await process.communicate(input)
         assert process.returncode is not None
         return Done(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def direct_keeper() -> Iterator[keeping.Keeper]:
+    """One keeper for all tests of a module that imports this, so that asyncssh is loaded once."""
+    with keeping.kept(keeping.Keeper.started()) as made:
+        yield made
 
 
 @asynccontextmanager

@@ -6,10 +6,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncssh
@@ -22,14 +26,18 @@ from hvsock.sockets.aio import open_connection
 
 assert sys.platform == "linux"
 
+from hvsock.services.predefined.direct import keeping, processes
+from hvsock.services.predefined.direct.users import own_user
 from hvsock.testing.fabric import fabric
 from tests.cli.helpers import PROGRAM
-from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, with_guest
+from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, direct_keeper, with_guest
 
 needs_openssh = pytest.mark.skipif(
     shutil.which("ssh") is None or shutil.which("sftp") is None,
     reason="there is no ssh and sftp; as root: apt-get install -y openssh-client",
 )
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else; run it as root")
+__all__ = ["direct_keeper"]
 LARGE = os.urandom(1 << 20)
 
 
@@ -38,6 +46,26 @@ async def wait_until_gone(pid: int) -> None:
     async with asyncio.timeout(PATIENCE):
         while os.path.exists(f"/proc/{pid}"):
             await asyncio.sleep(0.01)
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """The child processes of one."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def memory_maps(pid: int) -> str:
+    """What a process has in memory, by files."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_text()
+    return ""
 
 
 def test_exec(tmp_path: Path) -> None:
@@ -140,16 +168,17 @@ def test_a_killed_client_takes_its_command_along(tmp_path: Path, tty: list[str])
     with_guest(tmp_path / "state", main)
 
 
-def test_a_command_that_ignores_the_hangup_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvsock.services.predefined.direct.processes.HANGUP_SECONDS", 0.1)
+def test_a_command_that_ignores_the_hangup_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "HANGUP_SECONDS", 0.1)
 
-    async def main(guest: Guest) -> None:
-        async with guest.logged_in() as connection:
-            process = await connection.create_process("trap '' HUP TERM; echo $$; while :; do sleep 0.05; done")
-            pid = int(await process.stdout.readline())
+    async def main() -> None:
+        command = "trap '' HUP TERM; echo $$; while :; do sleep 0.05; done"
+        process = await processes.started(own_user(), command, {}, None)
+        pid = int(await process.read(1, 100))
+        await process.end()
         await wait_until_gone(pid)
 
-    with_guest(tmp_path / "state", main)
+    asyncio.run(main())
 
 
 def test_an_agent_that_ends_is_told(tmp_path: Path) -> None:
@@ -253,9 +282,8 @@ def test_forwarding_is_denied(tmp_path: Path) -> None:
     with_guest(tmp_path / "state", main)
 
 
-def test_sessions_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more than there may be is refused, and one that ended leaves its place."""
-    monkeypatch.setattr("hvsock.services.predefined.direct.server.MAX_SESSIONS", 1)
+def test_sessions_are_bounded(tmp_path: Path) -> None:
+    """One more than there may be is refused, over all connections, and one that ended leaves its place."""
 
     async def main(guest: Guest) -> None:
         async with guest.logged_in() as connection, guest.logged_in() as other:
@@ -266,7 +294,8 @@ def test_sessions_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             await process.wait()
             assert (await other.run("echo again")).stdout == "again\n"
 
-    with_guest(tmp_path / "state", main)
+    with keeping.kept(keeping.Keeper.started(sessions=1)):
+        with_guest(tmp_path / "state", main)
 
 
 def test_unknown_users_do_not_get_in(tmp_path: Path) -> None:
@@ -278,10 +307,10 @@ def test_unknown_users_do_not_get_in(tmp_path: Path) -> None:
     with_guest(tmp_path / "state", main)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start commands as somebody else; run it as root")
+@needs_root
 @pytest.mark.parametrize("tty", [[], ["--tty"]])
 def test_another_user(tmp_path: Path, tty: list[str]) -> None:
-    """Also one without a login, on a terminal of its own; but not its files, which would be root's."""
+    """Also one without a login, on a terminal of its own; what serves the connection is that user too."""
 
     async def main(guest: Guest) -> None:
         done = await guest.run(
@@ -291,10 +320,179 @@ def test_another_user(tmp_path: Path, tty: list[str]) -> None:
         assert name == b"nobody", done
         assert groups != b"0"
         async with guest.logged_in("nobody") as connection:
-            with pytest.raises(asyncssh.ChannelOpenError):
-                await connection.start_sftp_client()
+            script = "grep -E '^(Uid|Gid|Groups|CapEff|CapPrm):' /proc/$PPID/status; id -u; id -g; id -G"
+            words = str((await connection.run(script, check=True)).stdout).split()
+            secret = await connection.run("cat /proc/$PPID/environ || cat /proc/$PPID/mem")
+            assert (secret.exit_status, secret.stdout) == (1, "")  # it has the guest's key in memory
+            assert str(secret.stderr).count("ermission denied") == 2
+            assert (await connection.run("pwd")).stdout == "/\n"
+        user = pwd.getpwnam("nobody")
+        end = words.index("CapPrm:")
+        assert words[:5] == ["Uid:", *[str(user.pw_uid)] * 4]
+        assert words[5:10] == ["Gid:", *[str(user.pw_gid)] * 4]
+        assert words[10:end] == ["Groups:", str(user.pw_gid)]
+        assert words[end:] == [
+            *("CapPrm:", "0" * 16, "CapEff:", "0" * 16),
+            *(str(user.pw_uid), str(user.pw_gid), str(user.pw_gid)),
+        ]
 
     with_guest(tmp_path / "state", main)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may write to, with a file that is root's alone."""
+    with tempfile.TemporaryDirectory(prefix="hvsock-direct-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "secret").write_text("of root")
+        (folder / "secret").chmod(0o600)
+        yield folder
+
+
+@needs_root
+def test_files_of_another_user(tmp_path: Path, open_folder: Path) -> None:
+    """They are touched with that user's rights: what it makes is its own, and what is not its own stays so."""
+    nobody = pwd.getpwnam("nobody")
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in("nobody") as connection, connection.start_sftp_client() as sftp:
+            async with sftp.open(str(open_folder / "made"), "w") as file:
+                await file.write("by nobody")
+            await sftp.mkdir(str(open_folder / "folder"))
+            for refused in (
+                sftp.open(str(open_folder / "secret")),
+                sftp.open(str(open_folder / "secret"), "a"),
+                sftp.chown(str(open_folder / "made"), 0, 0),
+                sftp.chmod(str(open_folder / "secret"), 0o666),
+                sftp.listdir("/root"),
+                sftp.symlink("/etc/passwd", "/etc/hvsock-test-link"),
+            ):
+                with pytest.raises((asyncssh.SFTPPermissionDenied, asyncssh.SFTPFailure)):
+                    await refused
+        async with (
+            guest.logged_in() as connection,
+            connection.start_sftp_client() as sftp,
+            sftp.open(str(open_folder / "secret")) as file,
+        ):
+            assert await file.read() == "of root"
+
+    with_guest(tmp_path / "state", main)
+    for name in ("made", "folder"):
+        found = (open_folder / name).stat()
+        assert (found.st_uid, found.st_gid) == (nobody.pw_uid, nobody.pw_gid)
+    assert (open_folder / "made").read_text() == "by nobody"
+    assert (open_folder / "secret").stat().st_mode & 0o777 == 0o600
+
+
+@needs_root
+@needs_openssh
+def test_openssh_copies_files_as_another_user(tmp_path: Path, open_folder: Path) -> None:
+    """By sftp, scp, and scp's own protocol of old; the file that is root's alone is not read."""
+    config = tmp_path / "config"
+    (tmp_path / "here").write_bytes(LARGE)
+
+    async def main(guest: Guest) -> None:
+        printed = await guest.run("hvsock", "direct", "ssh-config", "web01")
+        config.write_bytes(printed.out)
+        ssh = ("-F", str(config), "-o", "User=nobody")
+        here, secret = f"{tmp_path}/here", f"{open_folder}/secret"
+        sftp, scp, old, not_by_sftp, not_by_scp = await asyncio.gather(
+            guest.run(
+                *("sftp", "-b", "-", *ssh, "web01"),
+                input=f"put {here} {open_folder}/1\nget {open_folder}/1 {tmp_path}/back\n".encode(),
+            ),
+            guest.run("scp", *ssh, here, f"web01:{open_folder}/2"),
+            guest.run("scp", "-O", *ssh, here, f"web01:{open_folder}/3"),
+            guest.run("sftp", "-b", "-", *ssh, "web01", input=f"get {secret} {tmp_path}/stolen\n".encode()),
+            guest.run("scp", *ssh, f"web01:{secret}", f"{tmp_path}/stolen"),
+        )
+        for done in (sftp, scp, old):
+            assert done.code == 0, done
+        for done in (not_by_sftp, not_by_scp):
+            assert done.code != 0
+            assert b"ermission denied" in done.err
+
+    with_guest(tmp_path / "state", main)
+    assert (tmp_path / "back").read_bytes() == LARGE
+    for name in "123":
+        assert (open_folder / name).read_bytes() == LARGE
+        assert (open_folder / name).stat().st_uid == pwd.getpwnam("nobody").pw_uid
+    assert not (tmp_path / "stolen").exists()
+
+
+def test_a_keeper_that_was_killed(tmp_path: Path) -> None:
+    """What it had under way goes on, and what comes next is served all the same."""
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection:
+            process = await connection.create_process("cat")
+            os.kill(made.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, made.pid, os.WEXITED | os.WNOWAIT)
+            async with guest.logged_in() as other:
+                assert (await other.run("echo here")).stdout == "here\n"
+            process.stdin.write("still\n")
+            assert await process.stdout.readline() == "still\n"
+
+    with keeping.kept(keeping.Keeper.started()) as made:
+        with_guest(tmp_path / "state", main)
+
+
+def test_a_process_without_a_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a program has that serves Direct by itself."""
+    monkeypatch.setattr(keeping, "_kept", None)
+
+    async def main(guest: Guest) -> None:
+        async with guest.logged_in() as connection:
+            assert (await connection.run("echo here")).stdout == "here\n"
+
+    with_guest(tmp_path / "state", main)
+
+
+def test_an_agent_that_is_killed_takes_commands_along(tmp_path: Path) -> None:
+    """And the next one loads ahead, for its host was there before."""
+    with fabric() as made:
+        guest = made.create_partition("web01")
+        env = {**os.environ, "HVSOCK_DIR": made.folder}
+        command = [PROGRAM, "exec", "web01", "--wait", str(PATIENCE), "--", "sh", "-c", "echo $$; exec sleep 1000"]
+        agent = [PROGRAM, "agent", "--state", str(tmp_path)]
+        with subprocess.Popen(agent, env={**env, "HVSOCK_PARTITION": guest.folder}) as first:
+            try:
+                with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+                    assert client.stdout is not None
+                    pid = int(client.stdout.readline())
+                    first.kill()
+                    assert client.wait(PATIENCE) == 255
+            finally:
+                first.kill()
+        asyncio.run(wait_until_gone(pid))
+        with subprocess.Popen(agent, env={**env, "HVSOCK_PARTITION": guest.folder}) as second:
+            try:
+                wait_until(lambda: any("_rust" in memory_maps(one) for one in children_of(second.pid)))
+            finally:
+                second.terminate()
+
+
+SLOTS = """
+import os
+from hvsock.services.predefined.direct.keeper import Slots
+
+slots = Slots(2)
+assert slots.take() == 0
+child = os.fork()
+if child == 0:
+    os._exit(0 if (slots.take(), slots.take()) == (1, None) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert (slots.take(), slots.take()) == (1, None)
+slots.give(0)
+assert slots.take() == 0
+slots.close()
+"""
+
+
+def test_slots() -> None:
+    """They are shared with a fork, and come back when it ends; in a process that has no threads."""
+    subprocess.run([sys.executable, "-c", SLOTS], check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from hvsock.constants import GUEST_SERVICE_INTERFACE
 from hvsock.errors import HvsockError, LostError, NegotiationError, ProtocolError, RefusedError
 from hvsock.services.caller import Caller
 from hvsock.services.predefined.filecopy import channel as channel_module
-from hvsock.services.predefined.filecopy.channel import Channel
+from hvsock.services.predefined.filecopy.channel import MIN_RATE, Channel
 from hvsock.services.predefined.filecopy.copying import Outcome, copy_from
 from hvsock.services.predefined.filecopy.frames import (
     BLOCK_BYTES,
@@ -85,17 +85,22 @@ def told(said: bytes, folder: Path, **options: Any) -> Any:
 
     thread = threading.Thread(target=say)
     thread.start()
+    try:
+        with far:
+            return received(Channel(far), folder, **options)
+    finally:
+        thread.join()
+
+
+def received(channel: Channel, folder: Path, **options: Any) -> Any:
+    """Receive what comes, into `folder`; returns what the receiver does."""
     descriptor = os.open(folder, os.O_RDONLY)
     defaults: dict[str, Any] = {"overwrite": Overwrite.REFUSE, "limits": Limits(), "mode_mask": 0o755}
     try:
-        with (
-            far,
-            contextlib.closing(Receiver(Channel(far), descriptor, b"copy", **{**defaults, **options})) as one,
-        ):
+        with contextlib.closing(Receiver(channel, descriptor, b"copy", **{**defaults, **options})) as one:
             return one.run()
     finally:
         os.close(descriptor)
-        thread.join()
 
 
 @pytest.fixture
@@ -185,6 +190,65 @@ def test_silence(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = socket.socketpair()
     with near, far, pytest.raises(TimeoutError, match="sent nothing"):
         Channel(far).receive()
+
+
+class Trickling(socket.socket):
+    """A socket of which a byte comes at a time, each a while after the other, by a clock of the test's own."""
+
+    now = 0.0
+    pause = 100.0
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0, /) -> int:
+        self.now += self.pause
+        return super().recv_into(buffer, 1, flags)
+
+
+@contextlib.contextmanager
+def trickling(said: bytes) -> Iterator[Trickling]:
+    """One, with what is said."""
+    near, far = socket.socketpair()
+    with near, Trickling(fileno=far.detach()) as made:
+        near.sendall(said)
+        yield made
+
+
+def test_a_trickle_ends_the_copy() -> None:
+    """Of a byte now and then, the second or third is the last; where that is off, all are taken."""
+    with trickling(PLAN) as sock:
+        channel = Channel(sock, MIN_RATE, clock=lambda: sock.now)
+        with pytest.raises(TimeoutError, match="less than 64 bytes a second for 120 s"):
+            channel.receive()
+        assert sock.now == 200
+    with trickling(PLAN) as sock:
+        assert Channel(sock, 0, clock=lambda: sock.now).receive()[0] is Kind.PLAN
+
+
+def test_a_trickle_within_a_file(target: Path) -> None:
+    with trickling(PLAN + a_file(b"x", b"d" * 4000)) as sock:
+        sock.pause = 0.1  # ten bytes a second
+        channel = Channel(sock, MIN_RATE, clock=lambda: sock.now)
+        with pytest.raises(TimeoutError, match="the same copy again goes on"):
+            received(channel, target)
+    assert not [one for one in os.listdir(target) if not one.startswith("to-")]
+
+
+def _to_the_end(channel: Channel) -> None:
+    while True:
+        channel.receive()
+
+
+def test_a_busy_guest_is_waited_for_and_one_that_says_nothing_else_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ALIVE frames each five seconds keep a copy going, so many of them in all."""
+    monkeypatch.setattr(channel_module, "MAX_ALIVE", 100)
+    busy = (ALIVE * 50 + PLAN) * 10
+    with trickling(busy) as sock:
+        sock.pause = channel_module.ALIVE_SECONDS / len(ALIVE)
+        channel = Channel(sock, MIN_RATE, clock=lambda: sock.now)
+        assert channel.receive()[0] is Kind.PLAN
+        assert channel.receive()[0] is Kind.PLAN
+        with pytest.raises(TimeoutError):
+            _to_the_end(channel)
+        assert sock.now < 1.5 * (100 * channel_module.ALIVE_SECONDS + channel_module.STALL_SECONDS)
 
 
 @pytest.mark.parametrize("size", [5, RESUME_BYTES])

@@ -18,7 +18,7 @@ from hvsock.errors import LostError, NotFoundError, ProtocolError, RefusedError,
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import Caller
 from hvsock.services.policy import Policy
-from hvsock.services.predefined.kvp import Exchange, exchange, local, pools
+from hvsock.services.predefined.kvp import Exchange, exchange, local, pacing, pools
 from hvsock.services.predefined.kvp.guest import GuestExchange
 from hvsock.services.predefined.kvp.interface import (
     Change,
@@ -335,6 +335,74 @@ async def _serving(guest: Any, work: Callable[[Exchange, str], Awaitable[None]])
             assert isinstance(served[0], Serving)
             async with exchange("web01", partition=made.host.folder, introduce=False) as kvp:
                 await work(kvp, "")
+
+
+class RestlessLiar(Liar):
+    """Makes up a change of another key, as fast as anybody takes them."""
+
+    @download
+    async def watch(self, caller: Caller, question: WatchQuestion) -> AsyncIterator[Change]:
+        try:
+            while True:
+                self.told += 1
+                yield Change(ChangeKind.SET, item(f"key{self.told}"), "e", self.told)
+        finally:
+            self.closed.set()
+
+
+def test_a_guest_that_changes_without_end_is_shown_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is one of the test's own; what waits, waits in the guest."""
+    monkeypatch.setattr(pacing, "SHOWN_AT_ONCE", 100)
+    monkeypatch.setattr(pacing, "SHOWN_PER_SECOND", 5.0)
+    now = 0.0
+    said = 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def slow() -> None:
+        nonlocal said
+        said += 1
+
+    async def work(kvp: Exchange, folder: str) -> None:
+        shown = 0
+        async with (
+            contextlib.aclosing(kvp.watch()) as told,
+            contextlib.aclosing(pacing.paced(told, slow, clock=lambda: now, sleep=sleep)) as changes,
+        ):
+            async for _ in changes:
+                shown += 1
+                if now >= 61:
+                    break
+        assert shown == pytest.approx(pacing.SHOWN_AT_ONCE + 61 * pacing.SHOWN_PER_SECOND, abs=2)
+        assert said == 2  # at first, and a minute later
+        await guest.closed.wait()
+        assert guest.told < shown + 20_000  # what the windows of the connection hold
+
+    guest = RestlessLiar()
+    asyncio.run(_serving(guest, work))
+
+
+def test_all_keys_there_are_are_shown_at_once() -> None:
+    """And again after a while: nothing waits that a guest may have."""
+    now = 0.0
+
+    async def changes() -> AsyncIterator[Change]:
+        nonlocal now
+        for _ in range(2):
+            for number in range(pacing.SHOWN_AT_ONCE):
+                yield Change(ChangeKind.SET, item(f"key{number}"), "e", number)
+            now += pacing.SHOWN_AT_ONCE / pacing.SHOWN_PER_SECOND
+
+    async def never(seconds: float) -> None:
+        raise AssertionError(f"it waits {seconds} s")
+
+    async def run() -> int:
+        paced = pacing.paced(changes(), lambda: None, clock=lambda: now, sleep=never)
+        return len([one async for one in paced])
+
+    assert asyncio.run(run()) == 2 * pacing.SHOWN_AT_ONCE
 
 
 def test_a_guest_that_answers_with_something_else_or_never(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.fabric import paths
+from tests.support import SOAK
 from tests.vm.traffic.programs import Programs
 from tests.vm.traffic.world import Guest, Kind, World
 
@@ -47,9 +49,25 @@ def world(shared_world: World, monkeypatch: pytest.MonkeyPatch, request: pytest.
         print(shared_world.describe())
 
 
-@pytest.fixture(params=["web01", "web02"])
+BOTH_KERNELS = ("web01", "web02")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test with a guest of each kernel; in `make test` with one of them, always the same."""
+    if "guest" in metafunc.fixturenames:
+        turn = zlib.crc32(metafunc.function.__name__.encode()) % len(BOTH_KERNELS)
+        metafunc.parametrize("guest", BOTH_KERNELS if SOAK else [BOTH_KERNELS[turn]], indirect=True)
+
+
+@pytest.fixture
 def guest(world: World, request: pytest.FixtureRequest) -> Iterator[Guest]:
-    """A guest of each kernel; at the end it has no connections."""
+    """A guest that runs; at the end it has no connections."""
     found = world.guest(request.param)
     yield found
     found.wait_until_quiet()
+
+
+@pytest.fixture
+def victim(world: World) -> Guest:
+    """A guest that may be killed; the next test that needs it starts it anew."""
+    return world.guest("web02")

@@ -414,7 +414,7 @@ class World:
 
 def connected_for_good(target: tuple[VmId, ServiceId]) -> hvsock.socket:
     """A connection of the host that pauses of the VM do not end; tried again while nothing listens."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + PATIENCE  # a guest may have to start first
     while True:
         sock = hvsock.socket()
         try:

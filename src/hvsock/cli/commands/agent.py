@@ -16,9 +16,10 @@ from hvsock.cli.outcome import say
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.fabric import paths
 from hvsock.notify import notify
-from hvsock.services.agent import Agent
 from hvsock.services.agenthood import Surroundings, default_state_folder
 from hvsock.services.policy import Policy
+from hvsock.services.predefined.direct import keeping
+from hvsock.services.predefined.direct.guestkeys import was_handed_over
 from hvsock.transport import Transport
 
 if sys.platform != "linux":
@@ -63,10 +64,16 @@ def agent(
     folder = paths.partition_folder()
     chosen = state or os.environ.get("STATE_DIRECTORY") or default_state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
-    asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
+    # before there are threads, and before what the keeper does not need; where a host came to Direct before, it
+    # comes again, and soon: the agent was started anew
+    keeper = keeping.Keeper.forked(load=was_handed_over(os.path.join(chosen, "direct")))
+    with keeping.kept(keeper):
+        asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
 
 
 async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: frozenset[str]) -> None:
+    from hvsock.services.agent import Agent  # here, as it loads for seconds in an emulated guest
+
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -45,6 +45,9 @@ class _Place(NamedTuple):
 @click.option("--parents", is_flag=True, help="Make the folders on the way to TARGET.")
 @click.option("--max-size", type=click.IntRange(min=0), metavar="BYTES", help="Most bytes to take from a guest.")
 @click.option("--max-entries", type=click.IntRange(min=1), metavar="N", help="Most entries to take from a guest.")
+@click.option(
+    "--min-rate", type=click.IntRange(min=0), metavar="BYTES", help="Least a guest sends in a second; 0: any."
+)
 @json_option
 def cp(
     sources: tuple[str, ...],
@@ -55,6 +58,7 @@ def cp(
     parents: bool,
     max_size: int | None,
     max_entries: int | None,
+    min_rate: int | None,
     as_json: bool,
 ) -> int:
     """Copy files between this machine and a VM.
@@ -66,6 +70,7 @@ def cp(
     """
     if force and no_clobber:
         raise UsageError("--force and --no-clobber say the opposite of each other")
+    from hvsock.services.predefined.filecopy.channel import MIN_RATE
     from hvsock.services.predefined.filecopy.frames import Overwrite
     from hvsock.services.predefined.filecopy.receiving import MAX_BYTES, MAX_ENTRIES, Limits
 
@@ -79,23 +84,26 @@ def cp(
     if len(froms) > 1 and to.vm is None and not os.path.isdir(to.path):
         raise UsageError(f"{to.path} is no folder, and there is more than one source")
     where = _Place(to.vm, to.path.rstrip("/") + "/") if len(froms) > 1 else to
+    taken = {"limits": limits, "min_rate": MIN_RATE if min_rate is None else min_rate}
     options = {"recursive": recursive, "overwrite": overwrite, "parents": parents}
     done = []
     for one in froms:
         started = time.monotonic()
         with _watched(as_json) as report:
-            outcome = asyncio.run(_copy(one, where, options, limits, report))
+            outcome = asyncio.run(_copy(one, where, options, taken, report))
         done.append((one, outcome, time.monotonic() - started))
     return _told(done, to, as_json)
 
 
-async def _copy(source: _Place, target: _Place, options: dict[str, Any], limits: Any, report: Report) -> Outcome:
+async def _copy(
+    source: _Place, target: _Place, options: dict[str, Any], taken: dict[str, Any], report: Report
+) -> Outcome:
     from hvsock.services.predefined.filecopy.copying import copy_from, copy_to
 
     if target.vm is not None:
         return await copy_to(target.vm, source.path, target.path, report=report, **options)
     assert source.vm is not None
-    return await copy_from(source.vm, source.path, target.path, limits=limits, report=report, **options)
+    return await copy_from(source.vm, source.path, target.path, report=report, **taken, **options)
 
 
 def _parsed(text: str) -> _Place:

@@ -14,10 +14,12 @@ import click
 
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
+from hvsock.cli.outcome import say
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, size_text, to_terminal
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.services.predefined.kvp.host import Exchange, exchange
 from hvsock.services.predefined.kvp.interface import Change, ChangeKind, Item
+from hvsock.services.predefined.kvp.pacing import paced
 from hvsock.services.predefined.kvp.pools import MAX_VALUE_BYTES, Pool, Side, own_pool, pool_of
 from hvsock.services.predefined.kvp.programs import Local, local
 
@@ -174,7 +176,11 @@ def delete(vm: str, keys: tuple[str, ...], pool: str | None, label: str | None, 
 @_pool_option
 @json_option
 def watch(vm: str, keys: tuple[str, ...], pool: str | None, as_json: bool) -> None:
-    """Print what there is, then every change, until interrupted; with --json one line each."""
+    """Print what there is, then every change, until interrupted; with --json one line each.
+
+    At most 50 changes a second are shown. Where a guest makes more, those of a key that changes again meanwhile
+    are left out, its last value is not, and standard error says so.
+    """
 
     def tell(change: Change) -> None:
         if change.item is not None and (not keys or change.item.key in keys):
@@ -185,7 +191,15 @@ def watch(vm: str, keys: tuple[str, ...], pool: str | None, as_json: bool) -> No
             tell(change)
 
     async def on_host(side: Exchange) -> None:
-        async with contextlib.aclosing(side.watch(*_pools(pool))) as changes:
+        def slow() -> None:
+            say(
+                f"{vm} changes keys faster than they are shown; of one that changes again, the last value is shown"
+            )
+
+        async with (
+            contextlib.aclosing(side.watch(*_pools(pool))) as told,
+            contextlib.aclosing(paced(told, slow)) as changes,
+        ):
             async for change in changes:
                 tell(change)
 

@@ -28,7 +28,7 @@ if sys.platform != "linux":
     show_default=True,
     help="The kernel's series.",
 )
-@click.option("--output", metavar="FOLDER", help="Put the files vmlinuz and initrd there, for a QEMU of your own.")
+@click.option("--output", metavar="FOLDER", help="Put the files kernel and initrd there, for a QEMU of your own.")
 @json_option
 def image(kernel: str, output: str | None, as_json: bool) -> None:
     """Make the default guest: a cloud kernel of Debian, and an initramfs with busybox, Python and hvsock.
@@ -41,8 +41,8 @@ def image(kernel: str, output: str | None, as_json: bool) -> None:
     facts: dict[str, Any] = made.facts
     if output is not None:
         os.makedirs(output, exist_ok=True)
-        facts["output"] = {name: os.path.join(os.path.abspath(output), name) for name in ("vmlinuz", "initrd")}
-        shutil.copyfile(made.kernel, facts["output"]["vmlinuz"])
+        facts["output"] = {name: os.path.join(os.path.abspath(output), name) for name in ("kernel", "initrd")}
+        shutil.copyfile(made.kernel, facts["output"]["kernel"])
         made.write_initrd(facts["output"]["initrd"])
     if as_json:
         print_json(facts)

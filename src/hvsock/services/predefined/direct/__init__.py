@@ -9,6 +9,7 @@ Nothing listens on a network. The fabric proves who is at either end, and the ke
   that no other program of that guest can pass for its agent later. A guest whose state does not outlive its boot
   (:mod:`.guestkeys`) says so and is not pinned: each boot has a new key, vouched for by the fabric.
 
-The guest's half is :mod:`.service`, which imports asyncssh (:mod:`.server`, :mod:`.processes`) on first use; the
-host's is :mod:`.connecting`.
+The guest's half is :mod:`.service` in the agent, which hands connections to a process that loads asyncssh on
+first use and forks one for each of them: :mod:`.keeping` is the agent's hold of it, :mod:`.keeper` the process,
+:mod:`.door` (:mod:`.server`, :mod:`.processes`) what serves one connection. The host's half is :mod:`.connecting`.
 """

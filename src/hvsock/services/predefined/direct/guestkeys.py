@@ -13,6 +13,7 @@ if sys.platform != "linux":
 
 PASSING: Final = frozenset({"tmpfs", "ramfs", "rootfs", "overlay"})
 """File systems whose files may be gone after a boot."""
+_AUTHORIZED: Final = "authorized_key"
 
 
 def outlives_boot(folder: str, mounts: str | None = None) -> bool:
@@ -39,8 +40,13 @@ def outlives_boot(folder: str, mounts: str | None = None) -> bool:
 
 def authorized_key(folder: str) -> str | None:
     """The key that lets the host in, in a folder of such keys; None as long as it gave none."""
-    text = read_text(os.path.join(folder, "authorized_key"))
+    text = read_text(os.path.join(folder, _AUTHORIZED))
     return None if text is None else text.strip()
+
+
+def was_handed_over(folder: str) -> bool:
+    """Whether a host gave its key to the guest whose keys are in `folder`."""
+    return os.path.exists(os.path.join(folder, _AUTHORIZED))
 
 
 class GuestKeys:
@@ -58,7 +64,7 @@ class GuestKeys:
     def authorize(self, key: str) -> None:
         """Let the host in by `key`, and by none that it gave before."""
         if key != self.authorized():
-            write_private(os.path.join(self._folder, "authorized_key"), f"{key}\n".encode())
+            write_private(os.path.join(self._folder, _AUTHORIZED), f"{key}\n".encode())
 
     def authorized(self) -> str | None:
         """The key that lets the host in; None as long as it gave none."""

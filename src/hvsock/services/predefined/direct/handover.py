@@ -17,10 +17,10 @@ import binascii
 import re
 import sys
 from dataclasses import dataclass
+from socket import socket
 from typing import Final, Self
 
 from hvsock.errors import LostError, ProtocolError, RefusedError
-from hvsock.sockets.chosen import socket
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")

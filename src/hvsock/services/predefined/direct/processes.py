@@ -165,7 +165,7 @@ async def started(
     """Start a command, or a login shell, as `user`.
 
     Args:
-        user: whom it runs as.
+        user: whom it runs as: who this process is, or whom it may become.
         command: for :data:`SHELL`; None for the user's login shell.
         environment: what the client adds.
         terminal: the terminal it gets; None for pipes.
@@ -187,8 +187,6 @@ async def started(
         os.set_blocking(master, False)
         _set_size(master, terminal.width, terminal.height)
         path = os.ttyname(slave)
-        if user.other:
-            os.chown(path, user.uid, -1)
         environ["TERM"] = terminal.kind or "dumb"
         arguments = [SHELL, "-c", _ON_TERMINAL, SHELL, path, *arguments]
         child = await _spawn(arguments, user, environ, home, asyncio.subprocess.DEVNULL)
@@ -217,9 +215,9 @@ class _WithSlave(Process):
 async def _spawn(
     arguments: list[str], user: User, environ: dict[str, str], home: str, pipes: int
 ) -> asyncio.subprocess.Process:
-    as_user: dict[str, Any] = (
-        {"user": user.uid, "group": user.gid, "extra_groups": user.groups()} if user.other else {}
-    )
+    as_user: dict[str, Any] = {}
+    if user.uid != os.geteuid():
+        as_user = {"user": user.uid, "group": user.gid, "extra_groups": user.groups()}
     return await asyncio.create_subprocess_exec(
         *arguments,
         stdin=pipes,

@@ -1,4 +1,4 @@
-"""SSH for one connection: who gets in, and what may be asked for. Loaded on first use, for it needs asyncssh."""
+"""SSH for one connection, in a process of its own: who gets in, and what may be asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from socket import socket
 from typing import Final
 
 import asyncssh
@@ -13,10 +14,10 @@ from asyncssh.channel import SSHChannel
 
 from hvsock.errors import HvsockError, RefusedError
 from hvsock.services.policy import Policy
-from hvsock.sockets.chosen import socket
 
+from .keeper import Slots
 from .processes import Process, Terminal, started
-from .users import User, find_user
+from .users import User, become, find_user
 
 if sys.platform != "linux":
     raise ImportError("the agent runs in Linux guests")
@@ -24,8 +25,6 @@ if sys.platform != "linux":
 log = logging.getLogger(__name__)
 logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it tells every step; what is asked for is told here
 
-MAX_SESSIONS: Final = 64
-"""Commands, shells and SFTP sessions at once, over all connections: each is a process, or some 100 KiB."""
 LOGIN_SECONDS: Final = 60.0
 """How long a client may take to authenticate; it takes milliseconds, and seconds in an emulated guest."""
 CHUNK_BYTES: Final = 64 * 1024
@@ -34,14 +33,7 @@ CANNOT: Final = 255
 """Exit status where nothing was run, as ssh has it."""
 
 
-class Sessions:
-    """How many sessions there are, over all connections."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
-async def serve(connection: socket, host_key: str, key: str | None, policy: Policy, sessions: Sessions) -> None:
+async def serve(connection: socket, host_key: str, key: str | None, policy: Policy, slots: Slots) -> None:
     """Speak SSH on `connection` until it ends.
 
     Args:
@@ -49,13 +41,13 @@ async def serve(connection: socket, host_key: str, key: str | None, policy: Poli
         host_key: the guest's private key.
         key: the public key that the host gets in by; None for none yet.
         policy: what may be asked for.
-        sessions: those of all connections.
+        slots: for the sessions of all connections.
     """
     owner: Server | None = None
 
     def factory() -> Server:
         nonlocal owner
-        owner = Server(key, policy, sessions)
+        owner = Server(key, policy, slots)
         return owner
 
     try:
@@ -86,16 +78,19 @@ async def serve(connection: socket, host_key: str, key: str | None, policy: Poli
 class Server(asyncssh.SSHServer):
     """Who gets in on one connection. Forwarding of every kind is refused, which is asyncssh's default.
 
+    Once somebody is in, this process is that user.
+
     Args:
-        key, policy, sessions: as :func:`serve` says.
+        key, policy, slots: as :func:`serve` says.
     """
 
-    def __init__(self, key: str | None, policy: Policy, sessions: Sessions) -> None:
+    def __init__(self, key: str | None, policy: Policy, slots: Slots) -> None:
         self._key = None if key is None else asyncssh.import_public_key(key)
         self.policy = policy
-        self.sessions = sessions
+        self.slots = slots
         self.tasks: set[asyncio.Task[None]] = set()
         self._connection: asyncssh.SSHServerConnection | None = None
+        self._wanted: User | None = None
         self.user: User | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
@@ -105,10 +100,10 @@ class Server(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         """Always ask for the key, also where there is no such user."""
         try:
-            self.user = find_user(username)
+            self._wanted = find_user(username)
         except HvsockError as error:
             log.warning("direct: %s", error)
-            self.user = None
+            self._wanted = None
         return True
 
     def public_key_auth_supported(self) -> bool:
@@ -116,19 +111,29 @@ class Server(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Whether it is the host's key, for a user that commands can run as."""
-        return self.user is not None and self._key is not None and key == self._key
+        """Whether it is the host's key, for a user that this process can become."""
+        return self._wanted is not None and self._key is not None and key == self._key
+
+    def auth_completed(self) -> None:
+        """Become the user; nobody can ask for anything before."""
+        assert self._wanted is not None  # else nobody had got in
+        become(self._wanted)
+        self.user = self._wanted
 
     def session_requested(self) -> tuple[asyncssh.SSHServerChannel[bytes], Session]:
         """A session, as long as there are not too many."""
         assert self._connection is not None
-        if self.sessions.count >= MAX_SESSIONS:
-            log.warning("direct: more than %d sessions, one is refused", MAX_SESSIONS)
+        if self.user is None:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "nobody is in")
+        slot = self.slots.take()
+        if slot is None:
+            most = self.slots.count
+            log.warning("direct: more than %d sessions, one is refused", most)
             raise asyncssh.ChannelOpenError(
-                asyncssh.OPEN_RESOURCE_SHORTAGE, f"the guest has {MAX_SESSIONS} sessions already; end some"
+                asyncssh.OPEN_RESOURCE_SHORTAGE, f"the guest has {most} sessions already; end some"
             )
         channel = self._connection.create_server_channel(encoding=None)
-        return channel, Session(self)
+        return channel, Session(self, self.user, slot)
 
     async def wait_ended(self) -> None:
         """Wait until the processes of all sessions have ended."""
@@ -136,38 +141,45 @@ class Server(asyncssh.SSHServer):
             await asyncio.wait(self.tasks)
 
 
+class Files(asyncssh.SFTPServer):
+    """The files of a guest, which this process serves as the user that it is."""
+
+    def exit(self) -> None:
+        """The end, with the exit status of a program that went well: scp looks at that."""
+        self.channel.exit(0)
+
+
 class Session(asyncssh.SSHServerProcess[bytes]):
     """One command, shell or SFTP session.
 
     Args:
         server: the connection's.
+        user: who this process is.
+        slot: the session's, given back at its end.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, user: User, slot: int) -> None:
         super().__init__(self._begin, self._sftp, 3, False)
         self._server = server
+        self._user = user
+        self._slot: int | None = slot
         self._process: Process | None = None
         self._gone = asyncio.Event()
-        self._counted = True
-        server.sessions.count += 1
 
     def _sftp(self, channel: SSHChannel[bytes]) -> asyncssh.SFTPServer:
         assert isinstance(channel, asyncssh.SSHServerChannel)
-        return asyncssh.SFTPServer(channel)
+        return Files(channel)
 
     def subsystem_requested(self, subsystem: str) -> bool:
-        """SFTP, by the agent's own user alone, for it reads and writes as the agent."""
-        user = self._server.user
-        if subsystem != "sftp" or user is None:
+        """SFTP, with the rights of the user that this process is."""
+        if subsystem != "sftp":
             return False
         try:
             self._server.policy.check("direct.sftp")
-            if user.other:
-                raise RefusedError(f"files are those of the agent's user, which {user.name} is not")
         except RefusedError as error:
-            log.warning("direct: sftp for %s: %s", user.name, error)
+            log.warning("direct: sftp for %s: %s", self._user.name, error)
             return False
-        log.info("direct: sftp for %s", user.name)
+        log.info("direct: sftp for %s", self._user.name)
         return True
 
     def signal_received(self, signal: str) -> None:
@@ -186,9 +198,9 @@ class Session(asyncssh.SSHServerProcess[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or this session of it."""
-        if self._counted:
-            self._counted = False
-            self._server.sessions.count -= 1
+        if self._slot is not None:
+            self._server.slots.give(self._slot)
+            self._slot = None
         self._gone.set()
         super().connection_lost(exc)
 
@@ -213,8 +225,7 @@ class Session(asyncssh.SSHServerProcess[bytes]):
                 log.error("direct: a session failed", exc_info=error)
 
     async def _work(self) -> None:
-        user = self._server.user
-        assert user is not None  # else nobody had got in
+        user = self._user
         command = self.command
         what = "direct.shell" if command is None else "direct.exec"
         try:

@@ -1,24 +1,24 @@
-"""The guest half: SSH on connections of the host; what it needs is loaded by the first of them."""
+"""The guest half: connections of the host, each of which the keeper serves."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from socket import MSG_PEEK
+from typing import Final
 
 from hvsock.constants import DIRECT
-from hvsock.errors import HvsockError, RefusedError
+from hvsock.errors import RefusedError
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.caller import Caller
 from hvsock.services.serving import RawService
+from hvsock.sockets.aio import ready
 from hvsock.sockets.chosen import socket
 
-from .guestkeys import GuestKeys
-from .handover import FIRST_BYTE, GuestIdentity, parse_question, read_line, refusal
-from .users import own_user
+from . import keeping
+from .order import Order
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
@@ -26,8 +26,7 @@ if sys.platform != "linux":
 log = logging.getLogger(__name__)
 
 FIRST_BYTE_SECONDS: Final = 60.0
-"""How long a connection may say nothing, and take for its hand-over; an emulated guest loads asyncssh in it."""
-_SERVER: Final = "hvsock.services.predefined.direct.server"
+"""How long a connection may say nothing."""
 
 
 class Direct(RawService, name=DIRECT.name, port=DIRECT.port, short="direct"):
@@ -38,63 +37,33 @@ class Direct(RawService, name=DIRECT.name, port=DIRECT.port, short="direct"):
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
-        self._surroundings = surroundings
-        self._keys: GuestKeys | None = None
-        self._lock = asyncio.Lock()
-        self._sessions: Any = None
+        self._order = Order(surroundings.path("direct"), surroundings.policy)
 
     async def handle(self, caller: Caller, connection: socket) -> None:
-        """Take the hand-over where there is one, and speak SSH."""
+        """Have the keeper serve it, once it says something."""
         if not caller.is_parent:
             raise RefusedError(f"Direct is for the host alone, and {caller} is not")
         try:
             async with asyncio.timeout(FIRST_BYTE_SECONDS):
-                first = await _peek(connection)
-                if not first:
+                if not await _speaks(connection):
                     return
-                keys, serve = await self._loaded()
-                key = await self._hand_over(connection, keys) if first == FIRST_BYTE else keys.authorized()
         except TimeoutError:
-            log.info("direct: a connection said nothing, or did not finish its hand-over, and is closed")
+            log.info("direct: a connection said nothing, and is closed")
             return
-        except HvsockError as error:
-            log.warning("direct: %s", error)
-            await asyncio.get_running_loop().sock_sendall(connection, refusal(str(error)))
-            return
-        await serve(connection, keys.private, key, self._surroundings.policy, self._sessions)
-
-    async def _loaded(self) -> tuple[GuestKeys, Callable[..., Awaitable[None]]]:
-        """The keys and the SSH server; the first time takes seconds of processor time in an emulated guest."""
-        async with self._lock:  # not on the event loop, where the heartbeat would miss its beats
-            server = await asyncio.to_thread(importlib.import_module, _SERVER)
-            if self._keys is None:
-                self._keys = await asyncio.to_thread(GuestKeys, self._surroundings.path("direct"))
-                self._sessions = server.Sessions()
-        serve: Callable[..., Awaitable[None]] = server.serve
-        return self._keys, serve
-
-    async def _hand_over(self, connection: socket, keys: GuestKeys) -> str:
-        key = parse_question(await read_line(connection))
-        await asyncio.to_thread(keys.authorize, key)
-        answer = GuestIdentity(keys.public, keys.kept, own_user().name)
-        await asyncio.get_running_loop().sock_sendall(connection, answer.line())
-        return key
-
-
-async def _peek(connection: socket) -> bytes:
-    """The first byte of a connection, which stays there; empty where it ended."""
-    from socket import MSG_PEEK
-
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(connection.fileno(), readable.set)
-    try:
-        while True:
-            await readable.wait()
-            readable.clear()
+        keeper = keeping.current()
+        if keeper is not None:
             try:
-                return connection.recv(1, MSG_PEEK)
-            except BlockingIOError:
-                continue
-    finally:
-        loop.remove_reader(connection.fileno())
+                await keeper.serve(connection, self._order)
+                return
+            except OSError as error:
+                log.warning("direct: the keeper is gone (%s); each connection has one of its own now", error)
+        with keeping.one_more() as keeper:
+            await keeper.serve(connection, self._order)
+
+
+async def _speaks(connection: socket) -> bool:
+    """Whether something comes, which stays there; not where the connection ends."""
+    while True:
+        await ready(connection.fileno(), write=False)
+        with contextlib.suppress(BlockingIOError):
+            return bool(connection.recv(1, MSG_PEEK))

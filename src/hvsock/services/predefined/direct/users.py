@@ -1,4 +1,4 @@
-"""Whom commands run as."""
+"""Whom commands run as, and SFTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hvsock.errors import NotFoundError, RefusedError
+from hvsock.errors import NotFoundError, RefusedError, StateError
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
@@ -26,7 +26,7 @@ class User:
 
     Attributes:
         name, uid, gid, home, shell: as in the guest's list of users.
-        other: whether the agent has to become this user.
+        other: whether the agent is somebody else.
     """
 
     name: str
@@ -74,7 +74,7 @@ def find_user(name: str) -> User:
     except (KeyError, ValueError):
         raise NotFoundError(f"there is no user {name!r} in the guest") from None
     if found.other and own.uid != 0:
-        raise RefusedError(f"the agent runs as {own.name}, and so cannot start anything as {name!r}")
+        raise RefusedError(f"the agent runs as {own.name}, and so cannot become {name!r}")
     return found
 
 
@@ -83,3 +83,24 @@ def _user(entry: Any) -> User:
     return User(
         entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir or "/", shell, entry.pw_uid != os.geteuid()
     )
+
+
+def become(user: User) -> None:
+    """Have this process be `user` for good, in the user's home, or in / where that cannot be entered.
+
+    A process that became another cannot be looked into by the others of that user: the kernel sees to it.
+
+    Raises:
+        OSError: this process may not, or the user has groups that are none.
+        StateError: it could still be somebody else.
+    """
+    if user.other:
+        os.setgroups(user.groups())
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        if os.getresuid() != (user.uid,) * 3 or os.getresgid() != (user.gid,) * 3:
+            raise StateError(f"this process did not become {user.name}")
+    try:
+        os.chdir(user.home)
+    except OSError:
+        os.chdir("/")

@@ -6,10 +6,11 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from hvsock.errors import HvsockError, LostError, ProtocolError
+from hvsock.services.rates import Slowness
 
 from .frames import BLOCK_BYTES, HEADER, MAX_BODY_BYTES, Kind, error_frame, error_of, frame, header_of
 
@@ -22,6 +23,9 @@ ALIVE_SECONDS: Final = 5.0
 """Pause between two ALIVE frames of a side that is busy with itself."""
 MAX_ALIVE: Final = 10_000
 """Most ALIVE frames in a row: half a day of a side that is busy with itself."""
+MIN_RATE: Final = 64
+"""Bytes a second that a guest has to send while its host waits for it, over STALL_SECONDS: a tree of empty files
+has more on the slowest of disks. An ALIVE frame gives it twice its pause; MAX_ALIVE of them count in one copy."""
 BUFFER_BYTES: Final = 2 * BLOCK_BYTES
 """What is received at once; a whole frame of every kind but DATA fits in."""
 FLUSH_BYTES: Final = 128 * 1024
@@ -35,10 +39,17 @@ class Channel:
 
     Args:
         sock: connected; this object makes it blocking, with a time-out. The caller owns and closes it.
+        min_rate: bytes a second that the peer has to send while it is waited for; 0 for no such bound.
+        clock: seconds.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, min_rate: float = 0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         sock.settimeout(STALL_SECONDS)
+        self._slowness = Slowness(min_rate, STALL_SECONDS)
+        self._alive = 0
+        self._clock = clock
         self._sock = sock
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -127,7 +138,7 @@ class Channel:
             HvsockError, OSError: the peer's ERROR.
             ProtocolError: it sent what is no frame.
             LostError: the connection ended.
-            TimeoutError: nothing came for STALL_SECONDS.
+            TimeoutError: nothing came for STALL_SECONDS, or too little.
         """
         for _ in range(MAX_ALIVE):
             self._fill(HEADER.size)
@@ -145,6 +156,9 @@ class Channel:
                 raise self._said
             if kind is not Kind.ALIVE:
                 return kind, body
+            self._alive += 1
+            if self._alive <= MAX_ALIVE:
+                self._slowness.excuse(2 * ALIVE_SECONDS)
         raise ProtocolError("the peer says that it is busy, and nothing else")
 
     def expect(self, *kinds: Kind) -> tuple[Kind, bytes]:
@@ -177,6 +191,7 @@ class Channel:
             self._receive_some()
 
     def _receive_some(self) -> None:
+        since = self._clock()
         try:
             count = self._sock.recv_into(self._view[self._end :])
         except TimeoutError:
@@ -186,6 +201,11 @@ class Channel:
         if not count:
             raise LostError("the connection ended in the midst of a copy; ask again, and it goes on from there")
         self._end += count
+        if not self._slowness.waited(self._clock() - since, count):
+            raise TimeoutError(
+                f"the peer sends less than {self._slowness.rate:g} bytes a second for {STALL_SECONDS:g} s; the "
+                "same copy again goes on from there"
+            )
 
     def give_up(self, error: HvsockError | OSError, *, drain: bool) -> None:
         """Tell the peer why this side ends, and read on for a while where it is to be heard.

@@ -17,7 +17,7 @@ from hvsock.errors import HvsockError, NegotiationError, NotReadyError, Protocol
 from hvsock.sockets.aio import connected
 from hvsock.sockets.chosen import socket
 
-from .channel import Channel
+from .channel import MIN_RATE, Channel
 from .frames import MAX_PATH_BYTES, VERSIONS, Counts, Failure, Get, Kind, Overwrite, Put, hello, versions_of
 from .placing import opened_target
 from .receiving import Limits, Receiver
@@ -102,6 +102,7 @@ async def copy_from(
     overwrite: Overwrite = Overwrite.REFUSE,
     parents: bool = False,
     limits: Limits = Limits(),  # noqa: B008 - it is immutable
+    min_rate: float = MIN_RATE,
     partition: str | None = None,
     report: Report = _nobody,
 ) -> Outcome:
@@ -115,12 +116,14 @@ async def copy_from(
         overwrite: what is done with files that are there with other contents.
         parents: make folders that are missing on the way to `target`.
         limits: what is taken at most.
+        min_rate: bytes a second that the guest has to send while it is waited for; 0 for no such bound.
         partition: the partition's folder to connect from; by default that of the process.
         report: is told of progress, in another thread.
 
     Raises:
         OSError, HvsockError: the guest refuses, `target` cannot be written, or the connection is lost.
         ProtocolError: the guest lied, or went over `limits`; what was complete before is in place.
+        TimeoutError: it sent less than `min_rate`.
         RefusedError: the service is not enabled for the guest.
         NegotiationError: there is no version in common.
     """
@@ -150,7 +153,7 @@ async def copy_from(
         channel.flush()
         return Outcome(counts, [*left_out, *failed])
 
-    return await _copy(vm, partition, work)
+    return await _copy(vm, partition, work, min_rate)
 
 
 def _guest_path(path: Path) -> bytes:
@@ -171,11 +174,13 @@ def _check_source(path: bytes, recursive: bool) -> None:
         next(found)
 
 
-async def _copy(vm: str, partition: str | None, work: Callable[[Channel], Outcome]) -> Outcome:
+async def _copy(
+    vm: str, partition: str | None, work: Callable[[Channel], Outcome], min_rate: float = 0
+) -> Outcome:
     async with _connection(vm, partition) as sock:
 
         def whole() -> Outcome:
-            channel = Channel(sock)
+            channel = Channel(sock, min_rate)
             try:
                 _negotiate(channel)
                 return work(channel)

@@ -38,15 +38,15 @@ def outlives_boot(folder: str, mounts: str | None = None) -> bool:
     return False
 
 
-def was_handed_over(folder: str) -> bool:
-    """Whether a host gave its key to the guest whose keys are in `folder`."""
-    return os.path.exists(os.path.join(folder, _AUTHORIZED))
-
-
 def authorized_key(folder: str) -> str | None:
     """The key that lets the host in, in a folder of such keys; None as long as it gave none."""
     text = read_text(os.path.join(folder, _AUTHORIZED))
     return None if text is None else text.strip()
+
+
+def was_handed_over(folder: str) -> bool:
+    """Whether a host gave its key to the guest whose keys are in `folder`."""
+    return os.path.exists(os.path.join(folder, _AUTHORIZED))
 
 
 class GuestKeys:

@@ -165,7 +165,7 @@ async def started(
     """Start a command, or a login shell, as `user`.
 
     Args:
-        user: who this process is.
+        user: whom it runs as: who this process is, or whom it may become.
         command: for :data:`SHELL`; None for the user's login shell.
         environment: what the client adds.
         terminal: the terminal it gets; None for pipes.
@@ -181,7 +181,7 @@ async def started(
     arguments = [user.shell, "-l"] if command is None else [SHELL, "-c", command]
     home = user.home if await asyncio.to_thread(os.path.isdir, user.home) else "/"
     if terminal is None:
-        return Process(await _spawn(arguments, environ, home, asyncio.subprocess.PIPE), None)
+        return Process(await _spawn(arguments, user, environ, home, asyncio.subprocess.PIPE), None)
     master, slave = os.openpty()
     try:
         os.set_blocking(master, False)
@@ -189,7 +189,7 @@ async def started(
         path = os.ttyname(slave)
         environ["TERM"] = terminal.kind or "dumb"
         arguments = [SHELL, "-c", _ON_TERMINAL, SHELL, path, *arguments]
-        child = await _spawn(arguments, environ, home, asyncio.subprocess.DEVNULL)
+        child = await _spawn(arguments, user, environ, home, asyncio.subprocess.DEVNULL)
         # the child opens the terminal by its path, and nobody may have it closed meanwhile: that reads as its end
         return _WithSlave(child, master, slave)
     except BaseException:
@@ -213,8 +213,11 @@ class _WithSlave(Process):
 
 
 async def _spawn(
-    arguments: list[str], environ: dict[str, str], home: str, pipes: int
+    arguments: list[str], user: User, environ: dict[str, str], home: str, pipes: int
 ) -> asyncio.subprocess.Process:
+    as_user: dict[str, Any] = {}
+    if user.uid != os.geteuid():
+        as_user = {"user": user.uid, "group": user.gid, "extra_groups": user.groups()}
     return await asyncio.create_subprocess_exec(
         *arguments,
         stdin=pipes,
@@ -223,6 +226,7 @@ async def _spawn(
         env=environ,
         cwd=home,
         start_new_session=True,
+        **as_user,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -246,10 +247,13 @@ def test_signatures(tmp_path: Path) -> None:
 def test_the_program_runs_as_the_user(run: Run) -> None:
     async def test(world: World) -> None:
         with await world.opened(await world.by_key("daemon")) as sock:
-            assert await all_heard(sock) == b"daemon daemon /\n"
+            name, user, folder, *groups = (await all_heard(sock)).decode().split()
+        assert (name, user, folder) == ("daemon", "daemon", "/")
+        wanted = pwd.getpwnam("daemon")
+        assert {int(one) for one in groups} == {wanted.pw_gid, *os.getgrouplist("daemon", wanted.pw_gid)}
         await world.refused(await world.by_key("nobody-here"))
 
-    run(test, ("sh", "-c", 'echo "$(id -un) $USER $(pwd -P | cut -c 1)"'))
+    run(test, ("sh", "-c", 'echo "$(id -un) $USER $(pwd -P | cut -c 1) $(id -G)"'))
 
 
 def test_what_the_guest_denies(run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import stat
 import sys
 from typing import Any, Final
 from uuid import UUID
@@ -272,6 +274,8 @@ class Server:
 
 
 async def _standard_streams() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if stat.S_ISSOCK(os.fstat(0).st_mode):  # both ways, as inetd has it
+        return await asyncio.open_connection(sock=socket.socket(fileno=os.dup(0)))
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(0), "rb"))

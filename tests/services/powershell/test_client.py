@@ -9,6 +9,7 @@ import decimal
 import gc
 import getpass
 import shutil
+import socket
 import sys
 import tracemalloc
 import uuid
@@ -36,7 +37,7 @@ from hvsock.services.powershell.server import VmSession, VmSessionBroker
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import fabric
 from hvsock.testing.psrp_server import Server
-from tests.services.powershell.psrp import PATIENCE, PROGRAM, Typist, connected, program, session
+from tests.services.powershell.psrp import PATIENCE, PROGRAM, Typist, connected, program, session, streams_over
 from tests.support import sample
 
 EVERYTHING = """
@@ -96,6 +97,19 @@ def test_the_server_program_speaks_the_same_on_its_standard_streams() -> None:
         async with program(*PROGRAM, host=Typist("typed")) as pool:
             check_everything(await pool.run(EVERYTHING))
             assert (await pool.run("Read-Host")).output == ["typed"]
+
+    asyncio.run(main())
+
+
+def test_the_server_program_on_a_socket() -> None:
+    async def main() -> None:
+        near, far = socket.socketpair()
+        process = await asyncio.create_subprocess_exec(*PROGRAM, stdin=far.fileno(), stdout=far.fileno())
+        far.close()
+        async with asyncio.timeout(PATIENCE):
+            async with opened(*await streams_over(near)) as pool:
+                assert (await pool.run("1..3")).output == [1, 2, 3]
+            assert await process.wait() == 0
 
     asyncio.run(main())
 

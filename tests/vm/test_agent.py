@@ -39,7 +39,7 @@ from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
 from tests.support import sample
-from tests.vm import brokers
+from tests.vm import brokers, powershell
 from tests.vm.by_command import Operator
 from tests.vm.clocks import watched_and_set
 from tests.vm.support import PATIENCE, needs_qemu
@@ -227,7 +227,9 @@ def world(
 ) -> Iterator[World]:
     """A fabric that keeps clocks right, with one guest that has its agent, and whose machine has a wrong clock."""
     kind = Kind("6.12", 2, options=WRONG_CLOCK, agent=True)
-    made = World(tmp_path_factory.mktemp("agents"), {"web01": kind}, timesync=True)
+    brought = tmp_path_factory.mktemp("brought")
+    powershell.bring(brought)
+    made = World(tmp_path_factory.mktemp("agents"), {"web01": kind}, brought, timesync=True)
     monkeypatch.setenv(paths.FOLDER_VARIABLE, made.folder)
     monkeypatch.delenv(paths.PARTITION_VARIABLE, raising=False)
     failed = request.session.testsfailed
@@ -259,4 +261,5 @@ def test_every_service_is_served_and_recovers_by_itself(
                 record_property(event, {"there again": there, **times})
 
     asyncio.run(run())
+    powershell.spoken_to(world)
     Operator(world, tmp_path).does_everything()

@@ -286,7 +286,7 @@ def test_without_pam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     surroundings = Surroundings(own_machine=False, state_folder=str(tmp_path))
     with pytest.raises(NotReadyError, match=r"no PAM \(libpam.so.0\); install it, or log in by the host's key"):
         asyncio.run(Accounts(surroundings).check(GOOD))
-    (tmp_path / "ctypes" / "util.py").write_text("def find_library(name): return name\n")
+    (tmp_path / "ctypes" / "util.py").write_text("def find_library(name): return 'libpam.so.0'\n")
     (tmp_path / "pam.py").write_text("raise ImportError\n")
     with pytest.raises(NotReadyError, match="no python-pam"):
         asyncio.run(Accounts(surroundings).check(GOOD))

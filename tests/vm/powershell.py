@@ -40,7 +40,7 @@ def bring(folder: Path) -> None:
 
 
 def spoken_to(world: World) -> None:
-    """Require that the command speaks to the guest web01, which has that `pwsh`; in the soak the library does, too."""
+    """Require that the command speaks to the guest web01, which has that `pwsh`, and in the soak the library."""
     gives_objects_and_errors_back_and_much_and_is_cancelled(world)
     if SOAK:
         asyncio.run(is_spoken_to_by_the_library())

@@ -26,21 +26,23 @@ from tests.vm.traffic.world import World
 MEBIBYTES: Final = sample(1, 50)
 MOST_BYTES: Final = 120 << 20
 """What the command on the host may have in memory; psrpcore and what it needs take half of it."""
+BROUGHT: Final = ("usr", "lib", "test", "pwsh")
 PWSH: Final = b"""#!/bin/sh
 exec python3 -m hvsock.testing.psrp_server "$@"
 """
 
 
 def bring(folder: Path) -> None:
-    """Put a `pwsh` into a folder that goes over a guest's files."""
-    pwsh = folder / "usr" / "bin" / "pwsh"
+    """Put what will be `pwsh` into a folder that goes over a guest's files."""
+    pwsh = folder.joinpath(*BROUGHT)
     pwsh.parent.mkdir(parents=True)
     pwsh.write_bytes(PWSH)
     pwsh.chmod(0o755)
 
 
 def spoken_to(world: World) -> None:
-    """Require that the command speaks to the guest web01, which has that `pwsh`, and in the soak the library."""
+    """Require that the command speaks to the guest web01, once it has that `pwsh`, and in the soak the library."""
+    assert world.guest("web01").output("ln", "-s", os.path.join("/", *BROUGHT), "/usr/bin/pwsh")[0] == 0
     gives_objects_and_errors_back_and_much_and_is_cancelled(world)
     if SOAK:
         asyncio.run(is_spoken_to_by_the_library())

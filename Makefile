@@ -38,8 +38,8 @@ qemu:
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
-# Two processes: one for the tests with VMs first, one for all others.
-TWO := -n 2 --no-loadscope-reorder
+# Two processes, which begin with the tests that have VMs.
+TWO := -n 2 --no-loadscope-reorder --durations=15
 
 test: setup qemu
 	$(BIN)/python -m pytest $(TWO) --ignore=tests/test_core_coverage.py

@@ -1,7 +1,7 @@
 """The words of hybrid sockets: one line that asks, one that answers, and where a guest's connections go (pure).
 
-What is read is cut anywhere, and the payload may follow a line at once. So a :class:`Line` tells how many of the bytes
-there belong to it, and whoever looks at bytes before taking them (MSG_PEEK) takes these and no more.
+What is read is cut anywhere, and the payload may follow a line at once. So a :class:`Line` tells how many of the
+bytes there belong to it, and whoever looks at bytes before taking them (MSG_PEEK) takes these and no more.
 """
 
 from __future__ import annotations
@@ -139,10 +139,8 @@ def answer_line(asked: Asked, number: int, profile: Profile) -> bytes:
         number: the connection's own, of :func:`next_number`.
         profile: one with a handshake.
     """
-    if profile.answers is Answers.NUMBERED:
-        service = ServiceId.from_port(number)
-    else:
-        service = asked.service
+    numbered = profile.answers is Answers.NUMBERED
+    service = ServiceId.from_port(number) if numbered else asked.service
     return b"OK %s\n" % (str(service).encode() if asked.by_guid else b"%d" % service.data1)
 
 

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.marks": (),
     "hvsock.fabric.passing": (),
     "hvsock.fabric.reactor": (),
+    "hvsock.fabric.door": ("hvsock.fabric.reactor",),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
@@ -59,7 +60,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
-    "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.virtio"),
+    "hvsock.device": (
+        *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
+    ),
     "hvsock.relay": (
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         *("hvsock.sockets", "hvsock.kept"),
@@ -67,7 +70,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.hybrid.profiles": BASE,
     "hvsock.hybrid.handshake": (*BASE, "hvsock.hybrid.profiles"),
     "hvsock.hybrid": (
-        *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.sockets", "hvsock.relay"),
+        *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),
+        *("hvsock.sockets", "hvsock.relay"),
         *PURE_OF_HYBRID,
     ),
     "hvsock.services.types": (),

@@ -217,7 +217,7 @@ def test_many_failures_leave_no_descriptor(connect: Connect, tmp_path: Path) -> 
         acts[next(turn) % len(acts)](sock)
 
     with vmm(tmp_path / "v", act) as path:
-        before = None
+        before = 0
         for _ in range(sample(200, 10_000)):
             with pytest.raises((OSError, HvsockError)) as caught:
                 connect(path, 52, timeout=PATIENCE)

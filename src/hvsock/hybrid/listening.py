@@ -46,7 +46,7 @@ class HostListener:
         sock: the listening socket, which this object owns.
     """
 
-    def __init__(self, path: str, sock: socket.socket, identity: tuple[int, int]) -> None:
+    def __init__(self, path: str, sock: socket.socket, identity: tuple[int, int] | None) -> None:
         self.path = path
         self.sock = sock
         self._identity = identity
@@ -61,12 +61,13 @@ class HostListener:
 
     def close(self) -> None:
         """Listen no more, and remove the file if it is still this listener's. Calling this twice is fine."""
-        if self.sock.fileno() < 0:
+        if self._identity is None:
             return
         folder, name = os.path.split(self.path)
         with contextlib.suppress(OSError, BusyError), _locked(folder) as descriptor:
             if _identity(name, descriptor) == self._identity:
                 os.unlink(name, dir_fd=descriptor)
+        self._identity = None
         self.sock.close()
 
     def __enter__(self) -> Self:
@@ -135,7 +136,7 @@ def listen_at(path: str, *, mode: int = OWNER_MODE, backlog: int = BACKLOG) -> H
     except BaseException:
         sock.close()
         raise
-    return HostListener(os.path.join(folder, name), sock, identity or (0, 0))
+    return HostListener(os.path.join(folder, name), sock, identity)
 
 
 def is_served(folder: str, name: str) -> bool:

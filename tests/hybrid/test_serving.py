@@ -119,6 +119,19 @@ def test_guids_both_ways(profile: Profile, vm: PartitionHandle, tmp_path: Path) 
             listener.accept().close()
 
 
+def test_a_port_alias_stands_for_its_service(
+    hvsock_fabric: EmbeddedFabric, vm: PartitionHandle, tmp_path: Path
+) -> None:
+    service = hvsock_fabric.register("alias", port_alias=6006)
+    path = tmp_path / "v"
+    with serving(path, "--profile", "firecracker"), listening(vm, service.id) as listener:
+        with connect(str(path), 6006, profile=FIRECRACKER, timeout=PATIENCE):
+            listener.accept()[0].close()
+        with listen(str(path), 6006, profile=FIRECRACKER) as program, from_vm(vm, service.id):
+            program.sock.settimeout(PATIENCE)
+            program.accept().close()
+
+
 def test_what_is_refused_is_closed_without_a_word(vm: PartitionHandle, tmp_path: Path) -> None:
     path = tmp_path / "v"
     requests = (

@@ -94,7 +94,7 @@ class Attempt:
         elif self._line.text:
             why = f"its answer stopped after {quoted(self._line.text)}"
         else:
-            why = "it took the request and did not answer; the guest may be paused, or busy"
+            why = "it took the request and did not answer (is the guest paused, or starting?)"
         return TimeoutError(errno.ETIMEDOUT, f"{self._who}: {why} for {seconds:g} s")
 
     def _send(self) -> None:

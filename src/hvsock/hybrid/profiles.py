@@ -94,7 +94,7 @@ VHOST_DEVICE: Final = Profile(
     takes_pieces=False,
     keeps_early_data=False,
     keeps_half_close=False,
-    note="closes at once while its VM does not run",
+    note="closes at once before its VM runs; never answers a guest that connects where nobody listens",
 )
 LIBKRUN: Final = Profile(
     "libkrun",

@@ -24,6 +24,8 @@ CORE: Final = {
     "hvsock.topology": "tests/topology",
     "hvsock.fabric.messages": "tests/fabric/test_messages.py",
     "hvsock.virtio": "tests/virtio",
+    "hvsock.hybrid.profiles": "tests/hybrid/test_handshake.py",
+    "hvsock.hybrid.handshake": "tests/hybrid/test_handshake.py",
     "hvsock.services.types": "tests/services/test_messages.py",
     "hvsock.services.messages": "tests/services/test_messages.py",
     "hvsock.services.policy": "tests/services/test_policy.py",

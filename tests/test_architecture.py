@@ -27,6 +27,7 @@ PURE_OF_POWERSHELL = tuple(
     for name in ("lockstep", "handshake", "admission", "tokens", "framing", "fragments")
 )
 """Each may import those before it."""
+PURE_OF_HYBRID = ("hvsock.hybrid.profiles", "hvsock.hybrid.handshake")
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.marks": (),
     "hvsock.fabric.passing": (),
     "hvsock.fabric.reactor": (),
+    "hvsock.fabric.door": ("hvsock.fabric.reactor",),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
@@ -58,10 +60,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.virtio": BASE,
     "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
-    "hvsock.device": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.virtio"),
+    "hvsock.device": (
+        *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
+    ),
     "hvsock.relay": (
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         *("hvsock.sockets", "hvsock.kept"),
+    ),
+    "hvsock.hybrid.profiles": BASE,
+    "hvsock.hybrid.handshake": (*BASE, "hvsock.hybrid.profiles"),
+    "hvsock.hybrid": (
+        *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),
+        *("hvsock.sockets", "hvsock.relay"),
+        *PURE_OF_HYBRID,
     ),
     "hvsock.services.types": (),
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
@@ -83,7 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
         *("hvsock.services.types", *PURE_OF_SERVICES),
         *("hvsock.notify", "hvsock.kept"),
-        "hvsock.relay",
+        *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID),
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }
@@ -103,6 +114,7 @@ PURE = (
     "hvsock.virtio",
     "hvsock.services.types",
     *PURE_OF_SERVICES,
+    *PURE_OF_HYBRID,
 )
 IMPURE = {
     *("socket", "select", "selectors", "asyncio", "time", "datetime", "threading", "multiprocessing"),

@@ -66,6 +66,18 @@ def compiled(name: str) -> str:
     return program
 
 
+def installed_vhost_device(path: str | None = None) -> str | None:
+    """The path of vhost-device-vsock: `path`, or one in PATH or in the cache folder; None where there is none."""
+    for found in (path, shutil.which(CRATE), os.path.join(_root(), "bin", CRATE)):
+        if found is not None and os.access(found, os.X_OK):
+            return found
+    return None
+
+
+def _root() -> str:
+    return os.path.join(cache_folder(), f"{CRATE}-{CRATE_VERSION}")
+
+
 def vhost_device(path: str | None = None) -> str:
     """The path of vhost-device-vsock: `path`, or one in PATH or in the cache folder, where cargo installs it.
 
@@ -73,10 +85,10 @@ def vhost_device(path: str | None = None) -> str:
         NotFoundError: it is not there, and neither is cargo.
         StateError: cargo does not install it.
     """
-    root = os.path.join(cache_folder(), f"{CRATE}-{CRATE_VERSION}")
-    for found in (path, shutil.which(CRATE), os.path.join(root, "bin", CRATE)):
-        if found is not None and os.access(found, os.X_OK):
-            return found
+    found = installed_vhost_device(path)
+    if found is not None:
+        return found
+    root = _root()
     cargo = shutil.which("cargo")
     if cargo is None:
         raise NotFoundError(

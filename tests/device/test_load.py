@@ -18,9 +18,10 @@ import pytest
 assert sys.platform == "linux"
 
 import hvsock
-from hvsock.device import connecting, door
+from hvsock.device import connecting
 from hvsock.device.process import bound_socket
 from hvsock.device.reporting import read_report
+from hvsock.fabric import door
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.registry import ServiceEntry
 from hvsock.virtio.packet import Op

@@ -22,7 +22,7 @@ from hvsock.fabric.reactor import Reactor
 from hvsock.registry import Registry, ServiceEntry
 from hvsock.registry.forwards import Forward, parse_forward
 from hvsock.relay import relay as relay_module
-from hvsock.relay.following import Binding, Follower, Wanted, wanted
+from hvsock.relay.following import Binding, Follower, Registered, Wanted, wanted
 from hvsock.relay.relay import Relay
 from hvsock.topology.access import Settings
 from hvsock.virtio.packet import Shutdown
@@ -64,7 +64,7 @@ class World:
         self.reactor = Reactor()
         self.relay = Relay(self.reactor)
         self.registry = Registry(os.path.join(fabric.folder, "registry"), read_only_because="only looks")
-        self.follower = Follower(self.registry, fabric.host.folder, self.reactor, self.relay)
+        self.follower = Follower(Registered(self.registry), fabric.host.folder, self.reactor, self.relay)
         self._thread = threading.Thread(target=self.reactor.run)
         self._thread.start()
 

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "listen": Entry(f"{_IN}.listen:listen", "Take connections: standard input and output, --exec, --echo."),
     "connect": Entry(f"{_IN}.connect:connect", "Connect: standard input and output, --exec, --echo."),
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
+    "hybrid": Entry(f"{_IN}.hybrid:hybrid", "Speak the hybrid sockets of Firecracker and its kin."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
     "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),

@@ -24,7 +24,7 @@ if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
 
 if TYPE_CHECKING:
-    from hvsock.sockets.socket import socket
+    from socket import socket
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes that one call moves at most, and the size that pipes are given: the most that a user may ask for by

@@ -21,6 +21,8 @@ if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
 
 if TYPE_CHECKING:
+    import socket as _stdlib
+
     from hvsock.addresses import Address
     from hvsock.sockets.socket import socket
 
@@ -80,7 +82,7 @@ def check_session(command: str | None, echo: bool, progress: bool) -> None:
         raise UsageError("the command of --exec is empty")
 
 
-def pipe(sock: socket, source: int | None, *, progress: bool = False) -> None:
+def pipe(sock: _stdlib.socket, source: int | None, *, progress: bool = False) -> None:
     """Standard input (or nothing) to `sock`, and `sock` to standard output; see :meth:`Pump.run`."""
     sys.stdout.flush()
     pump = Pump(sock, source, sys.stdout.fileno())

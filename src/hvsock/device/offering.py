@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 from hvsock.addresses import ServiceId
 from hvsock.errors import ProtocolError
 from hvsock.fabric import client, messages, passing
+from hvsock.fabric.door import Door
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Notice, NoticeKind, Reply
 from hvsock.virtio.connection import Reason
 from hvsock.virtio.packet import SEQPACKET, STREAM
 
-from .door import Door
 from .ends import HostEnd
 
 if sys.platform != "linux":

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Final
 
 from hvsock.fabric import paths
+from hvsock.fabric.door import Door
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 
 from . import rights
 from .device import Device, Limits
-from .door import Door
 from .reporting import Reports
 
 if sys.platform != "linux":

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hvsock.errors import StateError
 from hvsock.fabric import paths
+from hvsock.fabric.door import Door
 from hvsock.virtio.connection import Connection
 from hvsock.virtio.counters import SUMS
 from hvsock.virtio.packet import STREAM
-
-from .door import Door
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")

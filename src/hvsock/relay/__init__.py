@@ -2,6 +2,7 @@
 
 - :mod:`.connection`: one connection and the one to its target, joined;
 - :mod:`.relay`: all of them in one thread, with their limits;
+- :mod:`.complaints`: what the log is told;
 - :mod:`.following`: what the registry wants to be forwarded, and to whom;
 - :mod:`.process`: the relay as a process, one for each fabric;
 - :mod:`.keeper`: how `hvsock up` keeps one running.

@@ -1,4 +1,4 @@
-"""What the registry wants to be forwarded, to whom, and how the relay's listeners follow it.
+"""What the registry wants to be forwarded, to whom, and how a relay's listeners follow that.
 
 This part waits for the broker and for files, so it has a thread of its own and the connections are never held up.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, ServiceId, VmId, describe_vm_id
@@ -83,27 +83,61 @@ def wanted(entries: Iterable[ServiceEntry]) -> dict[Binding, Wanted]:
     return found
 
 
+class Registered:
+    """What the registry wants; to be asked again and again.
+
+    Args:
+        registry: what is looked at, by whoever asks.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._wanted: Mapping[Binding, Wanted] = {}
+        self._version: int | None = None
+
+    def __call__(self) -> Mapping[Binding, Wanted] | None:
+        """What is wanted now; None where that cannot be told."""
+        try:
+            version = self._registry.version()
+            if version != self._version:
+                self._wanted = wanted(self._registry.entries())
+                self._version = version
+        except HvsockError as error:
+            if self._version is not None:  # else this was said already
+                log.error("the forwards stay as they were: %s", error)
+                self._version = None
+            return None
+        return self._wanted
+
+
 class Follower:
-    """Keeps a relay's listeners as the registry wants them.
+    """Keeps a relay's listeners as somebody wants them.
 
     What cannot be listened on is tried again at each look; the log says why, once for each reason.
 
     Args:
-        registry: what is followed; used by the thread alone once that was started.
-        folder: the host partition's folder.
+        find: says what is wanted, or None for no change; called by the thread alone once that was started.
+        folder: the folder of the partition that listens.
         reactor: that of the relay.
         relay: what gets the listeners.
+        pause: seconds between two looks.
     """
 
-    def __init__(self, registry: Registry, folder: str, reactor: Reactor, relay: Relay) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        find: Callable[[], Mapping[Binding, Wanted] | None],
+        folder: str,
+        reactor: Reactor,
+        relay: Relay,
+        pause: float = LOOK_SECONDS,
+    ) -> None:
+        self._find = find
         self._folder = folder
+        self._pause = pause
         self._reactor = reactor
         self._relay = relay
         self._there: dict[Binding, Listening] = {}
         self._reasons: dict[Binding, str] = {}
-        self._wanted: Mapping[Binding, Wanted] = {}
-        self._version: int | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hvsock-relay-follower", daemon=True)
 
@@ -120,26 +154,19 @@ class Follower:
     def _run(self) -> None:
         while True:
             self.look()
-            if self._stop.wait(LOOK_SECONDS):
+            if self._stop.wait(self._pause):
                 return
 
     def look(self) -> None:
-        """Look at the registry once, and do what it wants."""
-        try:
-            version = self._registry.version()
-            if version != self._version:
-                self._wanted = wanted(self._registry.entries())
-                self._version = version
-        except HvsockError as error:
-            if self._version is not None:  # else this was said already
-                log.error("the forwards stay as they were: %s", error)
-                self._version = None
+        """Look once, and do what is wanted."""
+        found = self._find()
+        if found is None:
             return
-        for binding in [one for one in self._there if one not in self._wanted]:
+        for binding in [one for one in self._there if one not in found]:
             self._drop(binding)
-        for binding in [one for one in self._reasons if one not in self._wanted]:
+        for binding in [one for one in self._reasons if one not in found]:
             del self._reasons[binding]
-        for binding, one in self._wanted.items():
+        for binding, one in found.items():
             listening = self._there.get(binding)
             if listening is None:
                 self._listen(binding, one)

@@ -21,7 +21,7 @@ from hvsock.registry.forwards import Forward
 from hvsock.sockets.helpers import create_server
 from hvsock.transport import Transport
 
-from .following import BACKLOG, HOST_BINDINGS, Follower
+from .following import BACKLOG, HOST_BINDINGS, Follower, Registered
 from .relay import DESCRIPTORS_PER_CONNECTION, MAX_CONNECTIONS, Listening, Relay
 
 if sys.platform != "linux":
@@ -58,7 +58,7 @@ def serve_registry(folder: str, on_ready: Callable[[], None]) -> None:
         _relay() as (reactor, relay),
         Registry(where, read_only_because="the relay changes nothing") as registry,
     ):
-        follower = Follower(registry, paths.host_folder(folder), reactor, relay)
+        follower = Follower(Registered(registry), paths.host_folder(folder), reactor, relay)
         follower.start()
         try:
             on_ready()
@@ -136,7 +136,7 @@ def _relay() -> Iterator[tuple[Reactor, Relay]]:
     """A relay that SIGTERM and SIGINT end."""
     reactor = Reactor()
     try:
-        relay = Relay(reactor, _connections_that_fit())
+        relay = Relay(reactor, connections_that_fit())
         try:
             with ending_by_signals(reactor, reactor.stop):
                 yield reactor, relay
@@ -146,7 +146,7 @@ def _relay() -> Iterator[tuple[Reactor, Relay]]:
         reactor.close()
 
 
-def _connections_that_fit() -> int:
+def connections_that_fit() -> int:
     """How many connections the descriptors are enough for that this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):

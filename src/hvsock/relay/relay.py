@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import select
 import socket as _stdlib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from hvsock.addresses import VmId, describe_vm_id
 from hvsock.registry.forwards import Forward
 
+from .complaints import Complaints
 from .connection import Joined
 
 if sys.platform != "linux":
@@ -24,8 +24,6 @@ if sys.platform != "linux":
 if TYPE_CHECKING:
     from hvsock.fabric.reactor import Reactor, Timer
     from hvsock.sockets.socket import socket
-
-log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 1_024
 """Most connections at once, those whose target is not connected yet among them; 128 MiB in hand at most."""
@@ -41,8 +39,6 @@ ACCEPTS_PER_TURN: Final = 16
 """Connections accepted before the others have their turn."""
 REST_SECONDS: Final = 0.25
 """How long a listener rests when an accept fails, as without a free descriptor."""
-COMPLAINT_SECONDS: Final = 1.0
-"""Pause between two lines of the log about one forward: a guest may connect as often as it likes."""
 
 
 class Listening:
@@ -76,7 +72,7 @@ class Relay:
         self._joined: set[Joined] = set()
         self._connecting: set[_Connecting] = set()
         self._by_partition: Counter[VmId] = Counter()
-        self._complaints: dict[str, int] = {}
+        self._complaints = Complaints(reactor)
 
     def __len__(self) -> int:
         """How many connections there are."""
@@ -126,7 +122,7 @@ class Relay:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._complain(listening.name, f"no connection can be taken: {error.strerror}")
+                self._complaints.say(listening.name, f"no connection can be taken: {error.strerror}")
                 self._reactor.forget(listening.sock.fileno())
                 listening.resting = self._reactor.after(REST_SECONDS, lambda: self._watch(listening))
                 return
@@ -135,11 +131,13 @@ class Relay:
     def _begin(self, listening: Listening, sock: socket, peer: VmId) -> None:
         who = describe_vm_id(peer)
         if len(self) >= self._most:
-            self._complain(listening.name, f"a connection of {who} is closed: there are {self._most}, the most")
+            self._complaints.say(
+                listening.name, f"a connection of {who} is closed: there are {self._most}, the most"
+            )
             sock.close()
         elif self._by_partition[peer] >= MAX_CONNECTIONS_PER_PARTITION:
             most = MAX_CONNECTIONS_PER_PARTITION
-            self._complain(
+            self._complaints.say(
                 listening.name, f"a connection of {who} is closed: it has {most}, the most of one partition"
             )
             sock.close()
@@ -156,7 +154,7 @@ class Relay:
                 self._connecting.discard(connecting)
                 self._forget(peer)
                 why = error.strerror or str(error)
-                self._complain(
+                self._complaints.say(
                     listening.name, f"a connection of {who} is closed: {forward} does not answer: {why}"
                 )
                 sock.close()
@@ -174,27 +172,12 @@ class Relay:
             self._joined.add(Joined(self._reactor, sock, target, ended))
         except OSError as error:
             self._forget(peer)
-            self._complain(name, f"a connection is closed: {error.strerror}")
+            self._complaints.say(name, f"a connection is closed: {error.strerror}")
 
     def _forget(self, peer: VmId) -> None:
         self._by_partition[peer] -= 1
         if self._by_partition[peer] <= 0:
             del self._by_partition[peer]
-
-    def _complain(self, name: str, what: str) -> None:
-        """Say so in the log; of a flood the first, and how many more there were."""
-        if name in self._complaints:
-            self._complaints[name] += 1
-            return
-        self._complaints[name] = 0
-        log.warning("%r: %s", name, what)
-
-        def over() -> None:
-            more = self._complaints.pop(name)
-            if more:
-                log.warning("%r: %d more such lines", name, more)
-
-        self._reactor.after(COMPLAINT_SECONDS, over)
 
 
 class _Connecting:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hvsock import transport
+from hvsock.cli.loglines import LogLines
 from hvsock.cli.outcome import say
 from hvsock.errors import UsageError
 from hvsock.fabric import paths
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 _TARGET = re.compile("=(?=(?:unix|tcp):)")
 
 
-class _Lines(logging.Handler):
-    """Writes what the relay says to standard error, as everything that the command says."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname}: "
-        say(f"{level}{record.getMessage()}")
-
-
 @click.command()
 @click.argument("forwards", metavar="[NAME=TARGET]...", nargs=-1)
 def forward(forwards: tuple[str, ...]) -> None:
@@ -45,7 +37,7 @@ def forward(forwards: tuple[str, ...]) -> None:
     NAME is a service's name, GUID or port, TARGET is unix:PATH or tcp:127.0.0.1:PORT. On the host they are
     there for its VMs, containers and local programs, in a guest for its host.
     """
-    logging.basicConfig(level=logging.INFO, handlers=[_Lines()])
+    logging.basicConfig(level=logging.INFO, handlers=[LogLines()])
     if forwards:
         found = parse_forwards(forwards)
         process.serve(found, lambda: say(f"forwarding {', '.join(found)} (process {os.getpid()})"))

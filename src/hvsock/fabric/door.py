@@ -1,4 +1,4 @@
-"""A listening socket of the device: who comes in, some at a time, and not while descriptors are short."""
+"""A listening socket of a reactor: who comes in, some at a time, and not while descriptors are short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if sys.platform != "linux":
-    raise ImportError("the device needs Linux: vhost-user and the fabric are built on AF_UNIX and eventfd")
+    raise ImportError("doors need Linux: the reactor is built on epoll")
 
 if TYPE_CHECKING:
     from hvsock.fabric.reactor import Reactor, Timer

@@ -58,7 +58,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
     "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
     "hvsock.virtio": BASE,
-    "hvsock.sockets": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink", "hvsock.fabric.client"),
+    "hvsock.windows": RULES,
+    "hvsock.sockets": (
+        *WIRE,
+        "hvsock.windows",
+        "hvsock.transport",
+        "hvsock.fabric.vsocklink",
+        "hvsock.fabric.client",
+    ),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),

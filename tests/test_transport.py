@@ -22,13 +22,20 @@ from hvsock.transport import TRANSPORT_VARIABLE, Transport, chosen
     ],
 )
 def test_names(environ: dict[str, str], transport: Transport) -> None:
-    assert chosen(environ) is transport
+    assert chosen(environ, "linux") is transport
+
+
+@pytest.mark.parametrize("environ", [{}, {TRANSPORT_VARIABLE: "hyperv"}])
+def test_windows_has_its_own(environ: dict[str, str]) -> None:
+    assert chosen(environ, "win32") is Transport.HYPERV
+    with pytest.raises(UsageError, match="HVSOCK_TRANSPORT is 'fabric'; it may be: hyperv"):
+        chosen({TRANSPORT_VARIABLE: "fabric"}, "win32")
 
 
 @pytest.mark.parametrize("name", ["VSOCK", "hyperv", " "])
 def test_names_of_none(name: str) -> None:
     with pytest.raises(UsageError, match=f"HVSOCK_TRANSPORT is '{name}'; it may be: fabric, vsock"):
-        chosen({TRANSPORT_VARIABLE: name})
+        chosen({TRANSPORT_VARIABLE: name}, "linux")
 
 
 def test_the_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

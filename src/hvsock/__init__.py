@@ -12,6 +12,7 @@ is looked up in the standard one.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -50,7 +51,6 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    import sys
     from socket import SHUT_RD, SHUT_RDWR, SHUT_WR, SO_ERROR, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET
 
     if sys.platform == "linux":
@@ -58,6 +58,10 @@ if TYPE_CHECKING:
         from .sockets.helpers import create_connection, create_server, resolve, socketpair, wait_for_service
         from .sockets.plain import to_plain
         from .sockets.socket import socket
+    elif sys.platform == "win32":
+        from .sockets.hyperv.aio import open_connection, start_server
+        from .sockets.hyperv.helpers import create_connection, create_server, resolve
+        from .sockets.hyperv.socket import socket
 
 # Loaded on first use, so that `import hvsock` is quick.
 _LAZY = {
@@ -71,6 +75,14 @@ _LAZY = {
     "to_plain": "sockets.plain",
     "wait_for_service": "sockets.helpers",
 }
+if sys.platform == "win32":
+    _LAZY |= {
+        "create_connection": "sockets.hyperv.helpers",
+        "create_server": "sockets.hyperv.helpers",
+        "open_connection": "sockets.hyperv.aio",
+        "resolve": "sockets.hyperv.helpers",
+        "start_server": "sockets.hyperv.aio",
+    }
 
 __all__ = [
     "AF_HYPERV",

@@ -1,12 +1,13 @@
-"""How sockets reach other partitions: over the fabric of this machine, or out of a guest by AF_VSOCK.
+"""How sockets reach other partitions: over the fabric of this machine, out of a guest by AF_VSOCK, or by Windows.
 
-It is chosen by an environment variable and never guessed: a machine that has /dev/vsock may well be
+On Linux it is chosen by an environment variable and never guessed: a machine that has /dev/vsock may well be
 a host with a fabric.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 from .errors import UsageError
 
 TRANSPORT_VARIABLE: Final = "HVSOCK_TRANSPORT"
-"""Environment variable: the name of the transport; the fabric where it is unset or empty."""
+"""Environment variable: the name of the transport; where it is unset or empty, the first that the platform has."""
 
 
 class Transport(StrEnum):
@@ -25,15 +26,26 @@ class Transport(StrEnum):
     VSOCK = "vsock"
     """This machine is a guest, and its host has the broker."""
 
+    HYPERV = "hyperv"
+    """This machine is a host or a guest of Hyper-V and runs Windows, whose kernel decides."""
 
-def chosen(environ: Mapping[str, str] | None = None) -> Transport:
+
+_ON_WINDOWS: Final = (Transport.HYPERV,)
+_ON_LINUX: Final = (Transport.FABRIC, Transport.VSOCK)
+
+
+def chosen(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Transport:
     """The transport of this process.
 
+    Args:
+        environ: the environment; None for that of the process.
+        platform: as sys.platform has it.
+
     Raises:
-        UsageError: HVSOCK_TRANSPORT names none; the doing of whoever set it.
+        UsageError: HVSOCK_TRANSPORT names none, or one that another platform has; the doing of whoever set it.
     """
-    name = (os.environ if environ is None else environ).get(TRANSPORT_VARIABLE) or Transport.FABRIC
-    try:
+    possible = _ON_WINDOWS if platform == "win32" else _ON_LINUX
+    name = (os.environ if environ is None else environ).get(TRANSPORT_VARIABLE) or possible[0]
+    if name in possible:
         return Transport(name)
-    except ValueError:
-        raise UsageError(f"{TRANSPORT_VARIABLE} is {name!r}; it may be: {', '.join(Transport)}") from None
+    raise UsageError(f"{TRANSPORT_VARIABLE} is {name!r}; it may be: {', '.join(possible)}")

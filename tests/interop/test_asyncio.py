@@ -16,7 +16,7 @@ import uvloop
 
 import hvsock
 from hvsock import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId
-from hvsock.sockets import aio
+from hvsock.sockets import streams
 
 assert sys.platform == "linux"
 
@@ -301,7 +301,7 @@ class TestServer:
 
     def test_short_of_descriptors(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """It says so, rests, and then takes what waits."""
-        monkeypatch.setattr(aio, "EXHAUSTED_SECONDS", 0.05)
+        monkeypatch.setattr(streams, "EXHAUSTED_SECONDS", 0.05)
         complaints: list[dict[str, Any]] = []
         accept = hvsock.socket.accept
         failures = [OSError(errno.EMFILE, "Too many open files")]

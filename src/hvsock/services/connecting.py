@@ -21,7 +21,7 @@ from hvsock.errors import (
     ProtocolError,
 )
 from hvsock.sockets.aio import connected
-from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WORTH_WAITING
+from hvsock.sockets.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, WORTH_WAITING
 
 from .negotiation import NEGOTIATION_SECONDS, Accepted, Offer
 from .peerlog import lines_of

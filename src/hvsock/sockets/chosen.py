@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from hvsock import transport
 from hvsock.transport import Transport
 
-if sys.platform != "linux":
-    raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
-
 __all__ = ["socket"]
 
-if TYPE_CHECKING or transport.chosen() is Transport.FABRIC:
+if sys.platform == "win32":
+    transport.chosen()  # says what is wrong with HVSOCK_TRANSPORT
+    from .hyperv.socket import socket
+elif TYPE_CHECKING or transport.chosen() is Transport.FABRIC:
     from .socket import socket
 else:
     from .vsock.socket import socket

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import socket as _stdlib
 import sys
-import time
-from typing import Final
 
 from hvsock import transport
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
@@ -18,48 +16,10 @@ from hvsock.transport import Transport
 
 from .chosen import socket
 from .options import TYPES
+from .patience import WORTH_WAITING, AddressLike, Patience, connect_patiently
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
-
-FIRST_PAUSE_SECONDS: Final = 0.01
-"""Pause after the first try in vain; it doubles up to LONGEST_PAUSE_SECONDS."""
-LONGEST_PAUSE_SECONDS: Final = 0.25
-"""So a service is noticed a quarter of a second after it came, at most."""
-
-AddressLike = str | tuple[str, str]
-"""``hvsocket://VM/SERVICE`` or the pair (VM, SERVICE); each half a GUID, a word, a port or a name."""
-
-WORTH_WAITING: Final = {
-    errno.ECONNREFUSED,  # nothing listens yet
-    errno.ENETUNREACH,  # no broker yet
-    errno.EHOSTUNREACH,  # no such partition yet
-    errno.EACCES,  # not registered yet; a denial looks the same from here
-    errno.ETIMEDOUT,
-    errno.ENOBUFS,
-}
-
-
-class _Patience:
-    """Growing pauses until a deadline."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._pause = FIRST_PAUSE_SECONDS
-
-    @property
-    def left(self) -> float | None:
-        """Seconds that are left, not below zero; None for no limit."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def pause(self) -> bool:
-        """Sleep; False when the time is over."""
-        left = self.left
-        if left == 0:
-            return False
-        time.sleep(self._pause if left is None else min(self._pause, left))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-        return True
 
 
 def create_connection(
@@ -83,26 +43,9 @@ def create_connection(
         OSError: what connect raises; with `retry`, what the last try raised.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
-    patience = _Patience(timeout)
-    while True:
-        sock = socket(type=type, partition=partition)
-        try:
-            target = client.resolve(address, partition)
-            # a try of its own may take what is left, so that a late refusal is not turned into a time-out
-            sock.settimeout(patience.left or (None if timeout is None else FIRST_PAUSE_SECONDS))
-            sock.connect(target)
-            sock.settimeout(timeout)
-            return sock
-        except (OSError, NotFoundError, NoFabricError) as error:
-            sock.close()
-            worth = isinstance(error, (NotFoundError, NoFabricError)) or (
-                isinstance(error, OSError) and error.errno in WORTH_WAITING
-            )
-            if not (retry and worth and patience.pause()):
-                raise
-        except BaseException:
-            sock.close()
-            raise
+    return connect_patiently(
+        lambda: socket(type=type, partition=partition), lambda: client.resolve(address, partition), timeout, retry
+    )
 
 
 def create_server(
@@ -174,7 +117,7 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
         OSError: a connect to a guest failed for another reason than that nothing listens there yet.
         UsageError: it is not an address, or it is loopback in a guest, of which its host knows nothing.
     """
-    patience = _Patience(timeout)
+    patience = Patience(timeout)
     folder = partition or paths.partition_folder()
     while True:
         try:

@@ -21,7 +21,8 @@ import trio
 from hvsock.fabric import client
 
 from .chosen import socket
-from .helpers import AddressLike, create_server
+from .helpers import create_server
+from .patience import AddressLike
 from .plain import to_plain
 
 if sys.platform != "linux":

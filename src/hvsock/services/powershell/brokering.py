@@ -13,7 +13,7 @@ from hvsock.fabric import paths
 from hvsock.fabric.client import resolve
 from hvsock.sockets.aio import connected
 from hvsock.sockets.chosen import socket
-from hvsock.sockets.helpers import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from hvsock.sockets.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 
 from .conversing import converse
 from .handshake import Agreement, BrokerClient, Credentials, SessionClient, SilenceError

@@ -1,0 +1,6 @@
+"""What Windows itself knows: registered services, and the names of VMs.
+
+- :mod:`.registry`: services, in the key GuestCommunicationServices.
+- :mod:`.powershell`: one question to PowerShell, with bounds.  :mod:`.vms`: the VMs of this host by name.
+- :mod:`.names`: addresses with names in them.
+"""

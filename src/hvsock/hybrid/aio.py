@@ -7,7 +7,8 @@ import socket
 import sys
 
 from hvsock.addresses import ServiceId, parse_service_id
-from hvsock.sockets.aio import STREAM_LIMIT_BYTES, ready
+from hvsock.sockets.aio import ready
+from hvsock.sockets.streams import STREAM_LIMIT_BYTES
 
 from .connecting import HANDSHAKE_SECONDS, RETRY_SECONDS, Attempt, ServiceLike, Wait, service_id_of
 from .profiles import HVSOCK, Profile

@@ -38,7 +38,7 @@ from hvsock.services.predefined.timesync.protocol import TimeSynchronization
 from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
-from tests.support import sample
+from tests.support import SOAK, sample
 from tests.vm import brokers, powershell
 from tests.vm.by_command import Operator
 from tests.vm.clocks import watched_and_set
@@ -171,7 +171,9 @@ async def services_of(guest: Guest, keys: HostKeys, folder: Path) -> AsyncIterat
                 "backup": lambda: vss.check(Check(), timeout=TRY_SECONDS),
                 "file copy": copy,
                 "Direct": execute,
-                "PowerShell Direct": open_powershell,
+                **(
+                    {"PowerShell Direct": open_powershell} if SOAK else {}
+                ),  # powershell.py speaks to it in any case
                 "agent": lambda: agent.report(AgentQuestion(), timeout=TRY_SECONDS),
             },
             monitor,

@@ -171,9 +171,7 @@ async def services_of(guest: Guest, keys: HostKeys, folder: Path) -> AsyncIterat
                 "backup": lambda: vss.check(Check(), timeout=TRY_SECONDS),
                 "file copy": copy,
                 "Direct": execute,
-                **(
-                    {"PowerShell Direct": open_powershell} if SOAK else {}
-                ),  # powershell.py speaks to it in any case
+                **({"PowerShell Direct": open_powershell} if SOAK else {}),  # powershell.py asks it too
                 "agent": lambda: agent.report(AgentQuestion(), timeout=TRY_SECONDS),
             },
             monitor,

@@ -123,8 +123,8 @@ FAILURES: dict[str, tuple[Act, type[Exception], str]] = {
     "closed with the request unread": (hangs_up, *refused("closed without an answer")),
     "refused in words": (says(b"ERR no such port\n"), *refused("it answered 'ERR no such port'")),
     "refused before the request": (
-        says_first(b"ERR too many connections\n"),
-        *refused("'ERR too many connections'"),
+        says_first(b"ERR too many\n"),
+        *refused("'ERR too many'"),
     ),
     "no hybrid socket": (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), *refused("400 Bad Request")),
     "cut": (says(b"OK 10"), ConnectionResetError, "in the midst of its answer, 'OK 10'"),

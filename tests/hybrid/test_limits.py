@@ -85,7 +85,7 @@ def test_no_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_there_are_so_many_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     with (
-        server(tmp_path, most=2) as (reactor, served),
+        server(tmp_path, 2) as (reactor, served),
         program(reactor, served),
         program(reactor, served) as second,
     ):

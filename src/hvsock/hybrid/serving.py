@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 10.0
 """How long a program may take for its request, after which it loses its place."""
 CONNECT_SECONDS: Final = 5.0
-"""How long a connect of the fabric may take. Its broker and devices keep a time-out of their own, of 2 s; by then one
-of them is stuck, or the broker's queue is full."""
+"""How long a connect of the fabric may take. Its broker and devices keep a time-out of their own, of 2 s; by then
+one of them is stuck, or the broker's queue is full."""
 
 
 class Server:

@@ -19,10 +19,11 @@ from hvsock.hybrid import aio
 from hvsock.hybrid.connecting import connect
 from hvsock.hybrid.handshake import MAX_ANSWER_BYTES
 from hvsock.hybrid.profiles import FIRECRACKER, HVSOCK, LIBKRUN, PROFILES, VHOST_DEVICE, Profile
-from tests.hybrid.peers import Act, guest_of, hangs_up, is_silent_after, says, says_first, until_end, vmm
 from tests.support import sample
 
 assert sys.platform == "linux"
+
+from tests.hybrid.peers import Act, guest_of, hangs_up, is_silent_after, says, says_first, until_end, vmm
 
 GUID = ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1")
 PATIENCE = 30.0

@@ -16,11 +16,12 @@ from hvsock.fabric.reactor import Reactor
 from hvsock.hybrid import serving
 from hvsock.hybrid.profiles import HVSOCK
 from hvsock.hybrid.serving import Server
+
+assert sys.platform == "linux"
+
 from tests.device.devices import running
 from tests.fabric.peers import wait_until
 from tests.hybrid.peers import until_end
-
-assert sys.platform == "linux"
 
 PATIENCE = 30.0
 

@@ -39,6 +39,8 @@ if sys.platform != "linux":
         "examples",
         "fabric",
         "faults",
+        *(f"hybrid/test_{name}.py" for name in ("connecting", "following", "limits", "listening", "serving")),
+        "hybrid/test_vhost_device.py",
         "interop",
         "sockets",
         "vm",

@@ -106,6 +106,16 @@ def says(*pieces: bytes) -> Act:
     return act
 
 
+def says_first(*pieces: bytes) -> Act:
+    """Says something without waiting for a request, and ends."""
+
+    def act(sock: socket.socket) -> None:
+        for piece in pieces:
+            sock.sendall(piece)
+
+    return act
+
+
 def hangs_up(sock: socket.socket) -> None:
     """Closes at once, with the request unread if it is there."""
 

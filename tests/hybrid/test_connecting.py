@@ -19,10 +19,11 @@ from hvsock.hybrid import aio
 from hvsock.hybrid.connecting import connect
 from hvsock.hybrid.handshake import MAX_ANSWER_BYTES
 from hvsock.hybrid.profiles import FIRECRACKER, HVSOCK, LIBKRUN, PROFILES, VHOST_DEVICE, Profile
-from tests.hybrid.peers import Act, guest_of, hangs_up, is_silent_after, says, until_end, vmm
 from tests.support import sample
 
 assert sys.platform == "linux"
+
+from tests.hybrid.peers import Act, guest_of, hangs_up, is_silent_after, says, says_first, until_end, vmm
 
 GUID = ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1")
 PATIENCE = 30.0
@@ -122,6 +123,10 @@ FAILURES: dict[str, tuple[Act, type[Exception], str]] = {
     "closed without a word": (says(), *refused("closed without an answer: nothing listens on 52")),
     "closed with the request unread": (hangs_up, *refused("closed without an answer")),
     "refused in words": (says(b"ERR no such port\n"), *refused("it answered 'ERR no such port'")),
+    "refused before the request": (
+        says_first(b"ERR too many\n"),
+        *refused("'ERR too many'"),
+    ),
     "no hybrid socket": (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), *refused("400 Bad Request")),
     "cut": (says(b"OK 10"), ConnectionResetError, "in the midst of its answer, 'OK 10'"),
     "no number": (says(b"OK\n"), ProtocolError, "like 'OK 52', not 'OK'"),

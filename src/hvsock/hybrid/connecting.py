@@ -7,6 +7,7 @@ answer's line is taken and nothing more, however early the payload came.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -98,11 +99,12 @@ class Attempt:
         return TimeoutError(errno.ETIMEDOUT, f"{self._who}: {why} for {seconds:g} s")
 
     def _send(self) -> None:
-        """The whole request at once: several VMMs take it in one piece only, and it fits into a fresh socket."""
-        try:
+        """The whole request at once: several VMMs take it in one piece only, and it fits into a fresh socket.
+
+        One that has closed already may have said why, which is read next.
+        """
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.send(self._request)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._refused() from None
 
     def _read(self) -> Wait | None:
         while not self._line.is_whole:

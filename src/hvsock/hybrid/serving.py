@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 10.0
 """How long a program may take for its request, after which it loses its place."""
 CONNECT_SECONDS: Final = 5.0
-"""How long the broker's queue may be full; how long a service may take to have room is the fabric's own rule."""
+"""How long a connect of the fabric may take. Its broker and devices keep a time-out of their own, of 2 s; by then
+one of them is stuck, or the broker's queue is full."""
 
 
 class Server:
@@ -167,11 +168,11 @@ class _Program:
         self._reactor.forget(self._sock.fileno())
         assert self._timer is not None
         self._timer.cancel()
-        self._timer = self._reactor.after(CONNECT_SECONDS, self._is_crowded)
+        self._timer = self._reactor.after(CONNECT_SECONDS, self._is_stuck)
         self._connect()
 
-    def _is_crowded(self) -> None:
-        self._refuse(f"the broker's queue was full for {CONNECT_SECONDS:g} s")
+    def _is_stuck(self) -> None:
+        self._refuse(f"the broker or the VM's device did not answer in {CONNECT_SECONDS:g} s")
 
     def _connect(self) -> None:
         assert self._asked is not None
@@ -181,8 +182,6 @@ class _Program:
                 self._connection.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 self._connection.connect(Address(self._server.vm_id, self._asked.service))
-            assert self._timer is not None
-            self._timer.cancel()  # the broker has a time-out of its own
             self._reactor.watch(self._connection.fileno(), select.EPOLLOUT, lambda events: self._settled())
         except OSError as error:
             if error.errno == errno.ENOBUFS:

@@ -16,7 +16,7 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """Most bytes of an answer; a thousand VMs are some hundred thousand."""
 
 LEFT_OVER_SECONDS: Final = 2.0
-"""How long a killed program's own children may keep its output open before the thread that reads it is left to them."""
+"""How long a killed program's own children may keep its output open; then its reader is left behind."""
 
 
 def output_of(arguments: Sequence[str], seconds: float = ANSWER_SECONDS) -> bytes:
@@ -51,10 +51,10 @@ def output_of(arguments: Sequence[str], seconds: float = ANSWER_SECONDS) -> byte
     reader.start()
     try:
         reader.join(seconds)
+        answered = not reader.is_alive()
     finally:
         process.kill()  # one that has ended is not harmed
         process.wait()
-    answered = bool(found)
     reader.join(LEFT_OVER_SECONDS)
     if not reader.is_alive():
         output.close()

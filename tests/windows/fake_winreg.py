@@ -1,13 +1,15 @@
 """A fake of the module winreg with the one hive that matters.
 
-From Doc/library/winreg.rst and PC/winreg.c: keys are found in any case and keep the spelling of who made them; what
-is not there is FileNotFoundError (winerror 2), what may not be is PermissionError (5), the end of an enumeration is
-OSError (259); a value is set only by a handle that was opened for that; a 32-bit process sees another branch unless
-it asks for KEY_WOW64_64KEY; DeleteKeyEx takes no key that has keys. A closed handle is of no use any more.
+From Doc/library/winreg.rst and PC/winreg.c: keys are found in any case and keep the spelling of who made them.
+What is not there is FileNotFoundError (winerror 2), what may not be is PermissionError (5), the end of an
+enumeration is OSError (259). A value is set only by a handle that was opened for that. A 32-bit process sees
+another branch unless it asks for KEY_WOW64_64KEY. DeleteKeyEx takes no key that has keys; a closed handle is of
+no use any more.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,8 +41,9 @@ class Handle:
 
 def failure(kind: type[OSError], number: int) -> OSError:
     """The exception of PyErr_SetFromWindowsErr."""
-    error = kind(number, f"what Windows says of {number}")
-    error.winerror = number  # type: ignore[attr-defined]
+    error = kind(number, f"what Windows says of {number}", None, number)
+    if sys.platform != "win32":
+        error.winerror = number  # type: ignore[attr-defined]
     return error
 
 

@@ -6,12 +6,21 @@ import asyncio
 import errno
 import gc
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from hvsock import HV_GUID_LOOPBACK, HVSOCKET_CONNECT_TIMEOUT, HVSOCKET_CONTAINER_PASSTHRU, ServiceId, VmId
+from hvsock import (
+    HV_GUID_LOOPBACK,
+    HVSOCKET_CONNECT_TIMEOUT,
+    HVSOCKET_CONTAINER_PASSTHRU,
+    Address,
+    NotFoundError,
+    ServiceId,
+    VmId,
+)
 from hvsock.sockets import streams
 
 assert sys.platform == "linux"
@@ -187,6 +196,25 @@ def test_a_cancelled_connect_closes_its_socket(machine: Machine, host: Windows, 
     assert [sock.fileno() for sock in made] == [-1]
     assert made[0].getsockopt(1, HVSOCKET_CONTAINER_PASSTHRU) == 1
     gc.collect()  # whatever was forgotten warns now
+
+
+def test_names_are_looked_up_in_a_thread(host: Windows, run: Run) -> None:
+    """Once, also where there is none; PowerShell takes seconds."""
+    threads: list[str] = []
+
+    def resolve(address: object) -> Address:
+        threads.append(threading.current_thread().name)
+        raise NotFoundError(f"no VM {address}")
+
+    host.aio.resolve = resolve
+
+    async def main() -> None:
+        with pytest.raises(NotFoundError, match="no VM"):
+            await host.aio.open_connection(("web01", "1"))
+
+    run(main())
+    assert len(threads) == 1
+    assert threads[0] != threading.main_thread().name
 
 
 def test_tls_needs_a_name(host: Windows, run: Run) -> None:

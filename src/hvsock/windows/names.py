@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from hvsock.addresses import Address, AddressText, parse_service_id, parse_url, parse_vm_id
-from hvsock.errors import NotFoundError, UsageError
+from collections.abc import Callable
+
+from hvsock.addresses import Address, AddressText, VmId, parse_service_id, parse_url, parse_vm_id
+from hvsock.errors import NoFabricError, NotFoundError, UsageError
+
+from . import vms
+from .registry import WindowsRegistry
 
 
-def resolve(address: str | tuple[str, str]) -> Address:
-    """The address that somebody wrote.
+def resolve(
+    address: str | tuple[str, str],
+    registry: WindowsRegistry | None = None,
+    find_vm: Callable[[str], vms.Vm] = vms.find,
+) -> Address:
+    """The address that somebody wrote; only what is a name is looked up.
 
     Args:
         address: ``hvsocket://VM/SERVICE``, or the pair of its halves.
+        registry: where services are looked up; None for this Windows' own.
+        find_vm: looks a VM up.
 
     Raises:
         UsageError: it is not an address.
-        NotFoundError: no VM or service has that name.
+        NotFoundError: no VM or service has that name. A guest has no registry of services: there they are GUIDs.
     """
     try:
         text = parse_url(address) if isinstance(address, str) else AddressText(*address)
     except ValueError as error:
         raise UsageError(str(error)) from None
     vm_id, service_id = parse_vm_id(text.vm), parse_service_id(text.service)
-    if vm_id is None:
-        raise NotFoundError(f"names of VMs cannot be looked up yet: {text.vm}")
     if service_id is None:
-        raise NotFoundError(f"names of services cannot be looked up yet: {text.service}")
-    return Address(vm_id, service_id)
+        try:
+            service_id = (registry or WindowsRegistry()).find(text.service).id
+        except NoFabricError as error:
+            raise NotFoundError(f"{error}; in a guest, give the service's GUID or port") from None
+    return Address(VmId(find_vm(text.vm).id) if vm_id is None else vm_id, service_id)

@@ -95,10 +95,12 @@ async def connected(address: AddressLike, *, partition: str | None = None, passt
 
 async def _resolve(address: AddressLike) -> Address:
     """Looks a name up in a thread; what is no name needs none."""
-    with contextlib.suppress(ValueError):
+    try:
         vm, service = parse_url(address) if isinstance(address, str) else address
-        if parse_vm_id(vm) is None or parse_service_id(service) is None:
-            return await asyncio.to_thread(resolve, address)
+    except ValueError:
+        return resolve(address)  # its own error is better
+    if parse_vm_id(vm) is None or parse_service_id(service) is None:
+        return await asyncio.to_thread(resolve, address)
     return resolve(address)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +34,10 @@ def server(partition: Path, most: int = 9) -> Iterator[tuple[Reactor, Server]]:
         try:
             yield reactor, made
         finally:
-            closed: list[bool] = []
-            reactor.call_from_thread(lambda: closed.append(made.close() is None))
-            wait_until(lambda: closed)
+            closed = threading.Event()
+            reactor.call_from_thread(made.close)
+            reactor.call_from_thread(closed.set)
+            assert closed.wait(PATIENCE)
 
 
 def program(reactor: Reactor, served: Server, data: bytes = b"") -> socket.socket:

@@ -8,7 +8,7 @@ import pytest
 
 from hvsock.addresses import VmId
 
-collect_ignore = []
+collect_ignore: list[str] = []
 if sys.platform != "linux":
     # the fake of Winsock is made of AF_UNIX sockets
     collect_ignore += ["test_aio.py", "test_fake_winsock.py", "test_helpers.py", "test_socket.py"]

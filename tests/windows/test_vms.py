@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ntpath
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -78,6 +79,13 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "MAX_ANSWER_BYTES", 100_000)
     with pytest.raises(RemoteError, match="more than 100000 bytes"):
         powershell.ask("1", shell("endless"))
+
+
+def test_programs_are_those_of_windows() -> None:
+    """Whatever lies in the current folder."""
+    for program in (powershell.PROGRAM, vms.HCSDIAG, vms.WSLINFO):
+        assert ntpath.isabs(program[0])
+        assert "system32" in program[0].lower()
 
 
 def test_no_such_program() -> None:

@@ -10,9 +10,12 @@ from typing import Any, Final
 from hvsock.errors import HvsockError, NotReadyError, RefusedError, RemoteError
 from hvsock.registry.entries import quoted
 
-from .programs import ANSWER_SECONDS, output_of
+from .programs import ANSWER_SECONDS, in_system, output_of
 
-PROGRAM: Final = ("powershell.exe", "-NoLogo", "-NoProfile", "-NonInteractive")
+PROGRAM: Final = (
+    in_system("WindowsPowerShell", "v1.0", "powershell.exe"),
+    *("-NoLogo", "-NoProfile", "-NonInteractive"),
+)
 """Windows PowerShell 5.1, which every Windows has."""
 
 # Progress would go to the standard error as XML, and text in the code page of the console. ASCII survives both.

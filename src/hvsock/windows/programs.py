@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ntpath
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +19,11 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 LEFT_OVER_SECONDS: Final = 2.0
 """How long a killed program's own children may keep its output open; then its reader is left behind."""
+
+
+def in_system(*parts: str) -> str:
+    """The path of a program of Windows itself: a bare name would be looked for in the current folder first."""
+    return ntpath.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", *parts)
 
 
 def output_of(arguments: Sequence[str], seconds: float = ANSWER_SECONDS) -> bytes:

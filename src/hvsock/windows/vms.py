@@ -15,14 +15,14 @@ from hvsock.errors import HvsockError, NotFoundError, RemoteError
 from hvsock.registry.entries import name_key, quoted
 
 from . import powershell
-from .programs import output_of
+from .programs import in_system, output_of
 
 GET_VM: Final = (
     "Get-VM | ForEach-Object { @{ id = $_.Id.ToString(); name = $_.Name; state = $_.State.ToString() } }"
 )
 """Ids as text, since ConvertTo-Json makes an object of a GUID in some versions."""
-HCSDIAG: Final = ("hcsdiag.exe", "list")
-WSLINFO: Final = ("wsl.exe", "--exec", "wslinfo", "--vm-id", "-n")
+HCSDIAG: Final = (in_system("hcsdiag.exe"), "list")
+WSLINFO: Final = (in_system("wsl.exe"), "--exec", "wslinfo", "--vm-id", "-n")
 WSL: Final = "WSL"
 """What WSL calls itself as owner of its VM, and the name of that VM here."""
 _OWNER_OF_NAMED: Final = "VMMS"

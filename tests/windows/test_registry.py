@@ -103,13 +103,16 @@ def test_who_is_not_elevated_reads_and_is_told_what_to_run(winreg: FakeWinreg) -
     registry = WindowsRegistry(winreg)
     assert registry.find("demo").id == GUID
     with pytest.raises(RefusedError) as caught:
-        registry.register("O'Brien", OTHER)
+        registry.register("O'Brien’s", OTHER)
     assert str(caught.value) == (
         "only administrators may change the services of this host; in an elevated prompt "
-        f"(Start-Process powershell -Verb RunAs) run: hvsock service register 'O''Brien' --id {OTHER}"
+        "(Start-Process powershell -Verb RunAs) run: "
+        f"(New-Item 'HKLM:\\{GUEST_COMMUNICATION_SERVICES}\\{OTHER}' -Force)"
+        ".SetValue('ElementName', 'O''Brien’’s')"
     )
-    with pytest.raises(RefusedError, match=f"run: hvsock service unregister {GUID}$"):
+    with pytest.raises(RefusedError) as caught:
         registry.unregister("demo")
+    assert str(caught.value).endswith(f" run: Remove-Item 'HKLM:\\{GUEST_COMMUNICATION_SERVICES}\\{GUID}'")
     assert not any(handle.open for handle in winreg.handles)
 
 

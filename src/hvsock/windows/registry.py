@@ -26,6 +26,7 @@ from hvsock.registry.entries import (
     quoted,
 )
 from hvsock.registry.formats import ELEMENT_NAME, GUEST_COMMUNICATION_SERVICES
+from hvsock.registry.formats.powershell import single_quoted
 
 EPOCH_TICKS: Final = 116_444_736_000_000_000
 """The year 1970 in the registry's time: ticks of 100 ns since 1601 (FILETIME)."""
@@ -189,8 +190,8 @@ class WindowsRegistry:
                 self._check_unnamed(key, service_id)
                 registry.SetValueEx(key, ELEMENT_NAME, 0, registry.REG_SZ, name)
         except PermissionError:
-            written = name.replace("'", "''")  # as PowerShell quotes
-            raise _not_elevated(f"hvsock service register '{written}' --id {service_id}") from None
+            made = f"New-Item '{_key_of(service_id)}' -Force"
+            raise _not_elevated(f"({made}).SetValue('{ELEMENT_NAME}', {single_quoted(name)})") from None
         found = self.get(service_id)
         if found is None:
             raise NotFoundError(f"{service_id} was unregistered as soon as it was registered")
@@ -218,7 +219,7 @@ class WindowsRegistry:
             with self._open(registry.KEY_READ | registry.KEY_WRITE) as root:
                 registry.DeleteKeyEx(root, self._name_of(root, entry.id), registry.KEY_WOW64_64KEY, 0)
         except PermissionError:
-            raise _not_elevated(f"hvsock service unregister {entry.id}") from None
+            raise _not_elevated(f"Remove-Item '{_key_of(entry.id)}'") from None
         except FileNotFoundError:
             raise NotFoundError(f"{entry.name!r} was unregistered by somebody else meanwhile") from None
         return entry
@@ -288,6 +289,11 @@ class WindowsRegistry:
         service_id = ServiceId(name)
         flags = frozenset({INBOX}) if service_id in _SESSION_IDS else frozenset[str]()
         return ServiceEntry(service_id, check_service_name(value), flags=flags, created=changed, changed=changed)
+
+
+def _key_of(service_id: ServiceId) -> str:
+    """The key of a service, as PowerShell calls it."""
+    return f"HKLM:\\{GUEST_COMMUNICATION_SERVICES}\\{service_id}"
 
 
 def _not_elevated(command: str) -> RefusedError:

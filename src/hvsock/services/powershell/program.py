@@ -17,13 +17,13 @@ from hvsock.services.predefined.direct.processes import Process, started
 from hvsock.services.predefined.direct.users import User
 from hvsock.sockets.chosen import socket
 
+from .framing import ERROR_PREFIXES
+
 if sys.platform != "linux":
     raise ImportError("the agent runs in Linux guests")
 
 log = logging.getLogger(__name__)
 
-ERROR: Final = b"__HyperVSocketError__:"
-"""What a line begins with that is an error for the client, in place of PSRP."""
 CHUNK_BYTES: Final = 64 * 1024
 """Read at once from either side; that, and what pipes and sockets hold, is what a stalled session has."""
 END_SECONDS: Final = 10.0
@@ -35,7 +35,7 @@ MAX_COMPLAINT_BYTES: Final = 1024
 
 def error_line(text: str) -> bytes:
     """An error for the client, which prints it."""
-    return ERROR + " ".join(text.split()).encode("utf-8", "replace") + b"\n"
+    return ERROR_PREFIXES[0] + " ".join(text.split()).encode("utf-8", "replace") + b"\n"
 
 
 async def run(connection: socket, user: User, program: Sequence[str], begun: bytes = b"") -> None:

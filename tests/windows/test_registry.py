@@ -103,12 +103,12 @@ def test_who_is_not_elevated_reads_and_is_told_what_to_run(winreg: FakeWinreg) -
     registry = WindowsRegistry(winreg)
     assert registry.find("demo").id == GUID
     with pytest.raises(RefusedError) as caught:
-        registry.register("O'Brien’s", OTHER)
+        registry.register("O'Brien\u2019s", OTHER)
     assert str(caught.value) == (
         "only administrators may change the services of this host; in an elevated prompt "
         "(Start-Process powershell -Verb RunAs) run: "
         f"(New-Item 'HKLM:\\{GUEST_COMMUNICATION_SERVICES}\\{OTHER}' -Force)"
-        ".SetValue('ElementName', 'O''Brien’’s')"
+        ".SetValue('ElementName', 'O''Brien\u2019\u2019s')"
     )
     with pytest.raises(RefusedError) as caught:
         registry.unregister("demo")

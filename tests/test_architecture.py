@@ -28,6 +28,7 @@ PURE_OF_POWERSHELL = tuple(
 )
 """Each may import those before it."""
 PURE_OF_HYBRID = ("hvsock.hybrid.profiles", "hvsock.hybrid.handshake")
+PURE_OF_NBD = ("hvsock.nbd.handshake",)
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
@@ -81,6 +82,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.sockets", "hvsock.relay"),
         *PURE_OF_HYBRID,
     ),
+    "hvsock.nbd.handshake": BASE,
+    "hvsock.nbd": (*BASE, "hvsock.fabric.reactor", "hvsock.relay", *PURE_OF_NBD),
     "hvsock.services.types": (),
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
     **{name: (*BASE, *PURE_OF_POWERSHELL[:place]) for place, name in enumerate(PURE_OF_POWERSHELL)},
@@ -102,6 +105,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.services.types", *PURE_OF_SERVICES),
         *("hvsock.notify", "hvsock.kept"),
         *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID),
+        *("hvsock.nbd", *PURE_OF_NBD),
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }
@@ -122,6 +126,7 @@ PURE = (
     "hvsock.services.types",
     *PURE_OF_SERVICES,
     *PURE_OF_HYBRID,
+    *PURE_OF_NBD,
 )
 IMPURE = {
     *("socket", "select", "selectors", "asyncio", "time", "datetime", "threading", "multiprocessing"),

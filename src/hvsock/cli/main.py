@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "connect": Entry(f"{_IN}.connect:connect", "Connect: standard input and output, --exec, --echo."),
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
     "hybrid": Entry(f"{_IN}.hybrid:hybrid", "Speak the hybrid sockets of Firecracker and its kin."),
+    "nbd": Entry(f"{_IN}.nbd:nbd", "Disks that a service serves, by the kernel's NBD client."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),
     "integration": Entry(f"{_IN}.integration:integration", "List, enable, disable a VM's integration services."),
     "heartbeat": Entry(f"{_IN}.heartbeat:heartbeat", "Show how VMs are; in a VM, tell how a program is."),

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.door": ("hvsock.fabric.reactor",),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
+    "hvsock.fabric.couriers": (*(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
     "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
@@ -70,10 +71,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
+        "hvsock.fabric.couriers",
     ),
     "hvsock.relay": (
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
-        *("hvsock.sockets", "hvsock.kept"),
+        *("hvsock.sockets", "hvsock.kept", "hvsock.fabric.couriers"),
     ),
     "hvsock.hybrid.profiles": BASE,
     "hvsock.hybrid.handshake": (*BASE, "hvsock.hybrid.profiles"),

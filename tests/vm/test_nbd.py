@@ -26,7 +26,7 @@ from hvsock.fabric import client
 from hvsock.vm import launch
 from hvsock.vm.runs import Run
 from tests.vm.guest_scripts import nbd_disk
-from tests.vm.support import default_guest, guest_image, needs_qemu, started, wait_until
+from tests.vm.support import console_log, default_guest, guest_image, needs_qemu, started, wait_until
 from tests.vm.test_vsock_transport import bring, results_of
 
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -117,7 +117,10 @@ def test_a_file_system_on_a_disk_of_the_host(series: str, hvsock_fabric: Embedde
         ),
         started(run, settings, made=made, overlay=bring(tmp_path, "nbd_disk.py")),
     ):
-        assert results_of(run) == [dict.fromkeys(nbd_disk.CHECKS, "passed")]
+        try:
+            assert results_of(run) == [dict.fromkeys(nbd_disk.CHECKS, "passed")]
+        finally:
+            print(console_log(run)[-4000:])  # what the kernel says
     copy = tmp_path / "copy"
     environment = {**os.environ, "PATH": _PATH}
     subprocess.run(["debugfs", "-R", f"dump file {copy}", disk], env=environment, check=True, capture_output=True)

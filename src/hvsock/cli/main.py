@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "listen": Entry(f"{_IN}.listen:listen", "Take connections: standard input and output, --exec, --echo."),
     "connect": Entry(f"{_IN}.connect:connect", "Connect: standard input and output, --exec, --echo."),
     "forward": Entry(f"{_IN}.forward:forward", "Make services of existing servers, by a relay."),
+    "uplink": Entry(f"{_IN}.uplink:uplink", "Be the way up: to the parent of a fabric's host."),
     "hybrid": Entry(f"{_IN}.hybrid:hybrid", "Speak the hybrid sockets of Firecracker and its kin."),
     "nbd": Entry(f"{_IN}.nbd:nbd", "Disks that a service serves, by the kernel's NBD client."),
     "agent": Entry(f"{_IN}.agent:agent", "Serve the guest half of the integration services."),

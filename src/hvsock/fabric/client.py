@@ -132,10 +132,11 @@ def bind_device(folder: str) -> Binding:
 
     What connects to the VM comes to it, unless another listener in that partition takes it: couriers of
     the form :class:`.messages.DeviceCourier`, and notices (:func:`.messages.parse_device_message`). It listens
-    like any other, and outlives the broker.
+    like any other, and outlives the broker. In the host it takes what is for the host's own parent.
 
     Raises:
-        OSError: EINVAL: the partition is no VM; EADDRINUSE: a device serves it already; ENOBUFS, ENETUNREACH.
+        OSError: EINVAL: the partition is a container; EADDRINUSE: a device serves it already; EACCES: it is the
+            host, and this user does not administer the fabric; ENOBUFS, ENETUNREACH.
     """
     return bind(folder, socket.SOCK_STREAM, Address(HV_GUID_WILDCARD, SERVICE_WILDCARD), Flag.DEVICE)
 

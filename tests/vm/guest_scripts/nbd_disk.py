@@ -166,6 +166,7 @@ def main() -> None:
         time.sleep(0.02)
     results = {}
     for name in CHECKS:
+        print("check", name, flush=True)
         try:
             globals()["check_" + name.replace(" ", "_")]()
             results[name] = "passed"

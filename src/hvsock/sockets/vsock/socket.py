@@ -22,8 +22,6 @@ from hvsock.addresses import Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
-    HVSOCKET_CONNECT_TIMEOUT,
-    HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
 )
 from hvsock.errors import UsageError
 from hvsock.sockets import guards, options
@@ -161,7 +159,7 @@ class socket(fabric.socket):
     def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
         """Begin a connect, which the kernel ends: it keeps HVSOCKET_CONNECT_TIMEOUT itself."""
         cid, port = addressing.destination(wanted.vm_id), ports.of(wanted.service_id)
-        milliseconds = self._options.get(HVSOCKET_CONNECT_TIMEOUT) or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        milliseconds = options.connect_timeout(self._options)
         if self._used_up:
             self._renew()
         seconds, rest = divmod(milliseconds, 1000)

@@ -18,7 +18,7 @@ import hvsock
 SERVICE, NOBODY, CALLS = "5005", "5007", "6006"
 SECONDS = 60.0
 HEAD = struct.Struct("<I")
-BLOCK = os.urandom(32 * 1024)
+BLOCK = os.urandom(16 * 1024)
 
 
 def exchange(connection: hvsock.socket, block: bytes) -> None:

@@ -29,7 +29,8 @@ def serve(connection: hvsock.socket) -> None:
         while len(head := exactly(connection, HEAD.size)) == HEAD.size:
             block = exactly(connection, *HEAD.unpack(head))
             if block.startswith(b"call "):
-                with hvsock.create_connection((sys.argv[1], block[5:].decode()), timeout=30) as host:
+                port = block[5:].decode()
+                with hvsock.create_connection((sys.argv[1], port), 30, retry=True) as host:
                     host.sendall(block)
             connection.sendall(head + block)
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from hvsock.addresses import WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
-from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX, VSOCK_CID_MAX
+from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX, VSOCK_CID_MAX, VSOCK_PORT_MAX
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.hybrid.profiles import PROFILES, profile_named
 from hvsock.topology.partitions import check_partition_name
@@ -241,7 +241,8 @@ def _vm_id(value: Any) -> VmId:
 
 
 def _service(value: Any) -> ServiceId:
-    found = parse_service_id(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    text = value if isinstance(value, str) else str(_number(value, 0, VSOCK_PORT_MAX))
+    found = parse_service_id(text)
     if found is None:
         raise ValueError(f"it is a port or a GUID, not {_quoted(value)}")
     return found
@@ -283,11 +284,14 @@ def _name(name: str, table: _Table) -> str:
 
 def _shown(key: str) -> str:
     """A key as TOML has it."""
-    return key if key.isascii() and key.replace("-", "_").isidentifier() else _quoted(key)
+    is_plain = key.isascii() and key.replace("-", "_").isidentifier() and len(key) <= QUOTED_CHARACTERS
+    return key if is_plain else _quoted(key)
 
 
 def _quoted(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to write it
+        return "a number of more than 64 bits"
     shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return shown if len(shown) <= QUOTED_CHARACTERS else f"{shown[:QUOTED_CHARACTERS]}..."

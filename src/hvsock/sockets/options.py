@@ -104,7 +104,9 @@ def get(options: Mapping[HvsocketOption, int], optname: int, buflen: int | None)
         OSError: ENOPROTOOPT.
     """
     option = _option(optname)
-    value = connect_timeout(options) if option == HVSOCKET_CONNECT_TIMEOUT else options.get(option, 0)
+    value = options.get(option)
+    if value is None:
+        value = connect_timeout({}) if option == HVSOCKET_CONNECT_TIMEOUT else 0
     return value if buflen is None else _ULONG.pack(value)[:buflen]
 
 

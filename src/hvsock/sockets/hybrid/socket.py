@@ -84,6 +84,9 @@ class socket(fabric.socket):
     def _prepare(self, kind: int, partition: str | None) -> None:
         super()._prepare(kind, partition)
         self._greeting = self._doors = None
+        # the default is longer than elsewhere: VMMs give a guest 2 s
+        default = files.settings().connect_timeout or round(HANDSHAKE_SECONDS * 1000)
+        self._options[HVSOCKET_CONNECT_TIMEOUT] = default
 
     # -- listeners
 
@@ -156,7 +159,7 @@ class socket(fabric.socket):
     def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
         """Begin the handshake: the connect is pending then."""
         vm = _that_is(wanted.vm_id)
-        seconds = self._connect_timeout() / 1000
+        seconds = options.connect_timeout(self._options) / 1000
         try:
             attempt = Attempt(vm.path or "", wanted.service_id, profile_of(vm))
         except HvsockError as error:
@@ -181,11 +184,6 @@ class socket(fabric.socket):
             time.monotonic() + seconds + fabric.ANSWER_GRACE_SECONDS,
         )
         guards.guard_connecting(self)
-
-    def _connect_timeout(self) -> int:
-        """Milliseconds. The default is longer than elsewhere: VMMs give a guest 2 s."""
-        own = self._options.get(HVSOCKET_CONNECT_TIMEOUT)
-        return own or files.settings().connect_timeout or round(HANDSHAKE_SECONDS * 1000)
 
     def _finish(self, events: int, failure: OSError | None = None) -> None:
         pending, greeting = self._pending, self._greeting
@@ -221,9 +219,6 @@ class socket(fabric.socket):
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None) -> Any:
         """As the fabric's."""
-        if optname is HVSOCKET_CONNECT_TIMEOUT and buflen is None:
-            self._check_open()
-            return self._connect_timeout()
         if self._doors is None or options.is_hyperv(level, optname):
             return super().getsockopt(level, optname, buflen)
         self._check_open()

@@ -90,6 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
     ),
     "hvsock.relay": (
+        *NAMED,
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         *("hvsock.sockets", "hvsock.kept"),
     ),

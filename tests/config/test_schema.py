@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hvsock.addresses import HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId, VmId
-from hvsock.config import schema
 from hvsock.config.schema import MAX_VMS, parse
 from hvsock.config.settings import Guests, Settings, Vm, vm_id_of_cid, vm_id_of_path
 from hvsock.errors import UsageError
@@ -165,7 +165,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 @example({"profiles": {"lab": {"services": {"x": 10**5000}}}})
 def test_whatever_is_in_it_there_is_one_kind_of_error(values: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema.tomllib, "loads", lambda _: values)
+        patch.setattr(tomllib, "loads", lambda _: values)
         try:
             parse("", FILE)
         except UsageError as error:

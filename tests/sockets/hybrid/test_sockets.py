@@ -26,7 +26,6 @@ assert sys.platform == "linux"
 from hvsock import names
 from hvsock.machines import known
 from hvsock.sockets.helpers import create_connection, create_server, wait_for_service
-from hvsock.sockets.hybrid import greeting
 from hvsock.sockets.hybrid.socket import socket
 from tests.hybrid.peers import guest_of, hangs_up, is_silent_after, says, until_end, vmm
 from tests.sockets.hybrid.conftest import Configure
@@ -220,7 +219,7 @@ class TestConnect:
         def start(_: object) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(greeting.threading.Thread, "start", start)
+        monkeypatch.setattr(threading.Thread, "start", start)
         with socket() as sock, pytest.raises(OSError, match="no more threads") as caught:
             sock.connect((id_of(folder), PORT))
         assert caught.value.errno == errno.EAGAIN

@@ -12,7 +12,8 @@ UNITS = sorted((Path(__file__).parents[2] / "examples" / "containers").glob("*.s
 
 
 @pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing; as root: apt-get install -y systemd"
+    shutil.which("systemd-analyze") is None,
+    reason="systemd-analyze is missing; as root: apt-get install -y systemd",
 )
 def test_units(tmp_path: Path) -> None:
     for unit in UNITS:

@@ -21,7 +21,7 @@ from hvsock.vm.overlay import overlay
 from hvsock.vm.runs import Run
 from tests.containers import container_command
 from tests.relay.test_containers import IN_CONTAINER, saying
-from tests.vm.support import default_guest, guest_image, needs_qemu, started, wait_for_line
+from tests.vm.support import console_log, default_guest, guest_image, needs_qemu, started, wait_for_line
 
 pytestmark = [needs_qemu, pytest.mark.timeout(300)]
 
@@ -53,8 +53,8 @@ def script(service: ServiceId) -> str:
 @pytest.mark.soak  # it boots a VM of its own; test_containers.py of tests/relay has the same without one
 def test_a_container_in_a_guest(hvsock_fabric: EmbeddedFabric, tmp_path: Path) -> None:
     made = guest_image()
-    service = ServiceId.from_port(5_000)
-    hvsock_fabric.register("who", service)
+    service = ServiceId("11111111-2222-4333-8444-555555555555")
+    hvsock_fabric.register("who", service, port_alias=5_000)  # which the host alone knows
     partition = hvsock_fabric.create_partition("web01")
     cid = client.call(hvsock_fabric.host.folder, "resolve", vm="web01", service=None)["cid"]
     run = Run(hvsock_fabric.folder, "web01")
@@ -67,7 +67,10 @@ def test_a_container_in_a_guest(hvsock_fabric: EmbeddedFabric, tmp_path: Path) -
         saying("the host", hvsock_fabric.host.folder, service),
         started(run, settings, made=made, overlay=archive),
     ):
-        said = wait_for_line(run, END)
+        try:
+            said = wait_for_line(run, END)
+        finally:
+            print(console_log(run)[-4000:])
     found = json.JSONDecoder().raw_decode(said, said.index('{"parent"'))[0]
     assert found.pop("processes") < 5
     assert found == {

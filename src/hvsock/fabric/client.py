@@ -21,13 +21,12 @@ from hvsock.addresses import (
     HV_GUID_WILDCARD,
     SERVICE_WILDCARD,
     Address,
-    AddressText,
     ServiceId,
     VmId,
     parse_service_id,
-    parse_url,
     parse_vm_id,
 )
+from hvsock.config import files
 from hvsock.errors import HvsockError, NoFabricError, ProtocolError
 from hvsock.transport import Transport
 
@@ -152,11 +151,12 @@ def listen(folder: str, listener_id: bytes, backlog: int) -> None:
         raise OSError(reply.errno, reply.text)
 
 
-def call(folder: str, method: str, **parameters: Any) -> Any:
+def call(folder: str | None, method: str, **parameters: Any) -> Any:
     """Call a method of the broker (see :mod:`hvsock.fabric.broker.calls`) and return its result.
 
     Args:
-        folder: the partition's folder, which says who asks.
+        folder: the partition's folder, which says who asks; None to ask the host of this guest, whatever the
+            transport of the process.
         method: the method's name.
         parameters: what JSON takes, at most :data:`messages.MAX_CALL_BYTES` in all.
 
@@ -208,9 +208,12 @@ class _Way:
     error: Callable[[OSError], OSError]
 
 
-def _way(folder: str) -> _Way:
-    """The way to the broker of the partition in `folder`, or out of a guest, which has no folders."""
-    if transport.chosen() is Transport.VSOCK:
+def _way(folder: str | None) -> _Way:
+    """The way to the broker of the partition in `folder`, or out of a guest, which has no folders.
+
+    A host of kernel vsock has nobody above it.
+    """
+    if folder is None or (transport.chosen() is Transport.VSOCK and files.settings().guests is None):
         return _Way(socket.AF_VSOCK, "the host", vsocklink.connect, vsocklink.connect_error)
     return _Way(
         socket.AF_UNIX,
@@ -220,7 +223,7 @@ def _way(folder: str) -> _Way:
     )
 
 
-def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
+def _ask(folder: str | None, request: Request) -> tuple[Reply, list[int]]:
     """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
     way = _way(folder)
     try:
@@ -275,32 +278,27 @@ def _receive_exactly(link: socket.socket, length: int) -> bytes:
     return bytes(body)
 
 
-def resolve(address: str | tuple[str, str], folder: str | None = None) -> Address:
+def resolve(address: tuple[str, str], folder: str | None = None) -> Address:
     """The address that somebody wrote, with names looked up by the broker.
 
     Args:
-        address: ``hvsocket://VM/SERVICE``, or the pair of its halves. VM is a GUID, a word (parent,
-            children, loopback, any, silohost) or a partition's name; SERVICE is a GUID, a port or a
-            service's name.
+        address: VM and SERVICE. VM is a GUID, a word (parent, children, loopback, any, silohost) or a partition's
+            name; SERVICE is a GUID, a port or a service's name.
         folder: the partition's folder that is asked; by default that of this process.
 
     Raises:
-        UsageError: it is not an address.
         NotFoundError: no partition or service has that name.
         NoFabricError: there is a name to look up and no broker answers.
     """
-    try:
-        text = parse_url(address) if isinstance(address, str) else AddressText(*address)
-    except ValueError as error:
-        raise errors.UsageError(str(error)) from None
-    vm_id, service_id = parse_vm_id(text.vm), parse_service_id(text.service)
+    vm, service = address
+    vm_id, service_id = parse_vm_id(vm), parse_service_id(service)
     if vm_id is not None and service_id is not None:
         return Address(vm_id, service_id)
     found = call(
         folder or paths.partition_folder(),
         "resolve",
-        vm=None if vm_id is not None else text.vm,
-        service=None if service_id is not None else text.service,
+        vm=None if vm_id is not None else vm,
+        service=None if service_id is not None else service,
     )
     return Address(
         VmId(found["vm_id"]) if vm_id is None else vm_id,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from hvsock.addresses import HV_GUID_PARENT, Address, VmId, describe_vm_id
+from hvsock.addresses import HV_GUID_PARENT, Address, ServiceId, VmId, describe_vm_id
 from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, HVSOCKET_CONNECT_TIMEOUT_DEFAULT
 from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import messages, paths
@@ -27,6 +27,7 @@ from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
 from hvsock.sockets.socket import ANSWER_GRACE_SECONDS
+from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock
 
 from .complaints import Complaints
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from hvsock.fabric.messages import Notice
     from hvsock.sockets.socket import socket
 
-Way = Callable[[], "socket"]
-"""Makes a socket that is not connected yet, and whose parent is the one that is meant."""
+Way = Callable[[ServiceId], "socket"]
+"""Makes a socket that is not connected yet and whose parent is the one that is meant, ready for a connect to a
+service; may take a moment, and raise OSError."""
 
 VSOCK: Final = "vsock"
 UNIX: Final = "unix:"
@@ -58,11 +60,16 @@ def way_of(text: str) -> Way:
         UsageError: it spells none.
     """
     if text == VSOCK:
-        return over_vsock.socket
+        return _vsock
     folder = text.removeprefix(UNIX)
     if folder == text or not os.path.isabs(folder):
         raise UsageError(f"{text!r} is no way up: it is vsock, or unix: and the full path of a partition's folder")
-    return lambda: over_fabric.socket(partition=folder)
+    return lambda service_id: over_fabric.socket(partition=folder)
+
+
+def _vsock(service_id: ServiceId) -> socket:
+    ports.learn(service_id)
+    return over_vsock.socket()
 
 
 def serve(way: Way, on_ready: Callable[[], None]) -> None:
@@ -195,7 +202,7 @@ def connected(way: Way, courier: DeviceCourier) -> socket:
     Raises:
         OSError, HvsockError: there is none; nothing is left open.
     """
-    sock = way()
+    sock = way(courier.own.service_id)
     try:
         milliseconds = courier.milliseconds or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
         sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, milliseconds)

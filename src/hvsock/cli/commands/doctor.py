@@ -13,6 +13,8 @@ from hvsock.fabric import paths
 
 OWN: Final = "-"
 """FROM that means the partition that the process speaks for."""
+MISSING: Final = "-"
+"""Stands before what is not there and not needed."""
 NOTE: Final = (
     "disable, unregister and partition remove stop new connections only, where both ends are local processes: "
     "nobody else holds a connection that is under way"
@@ -40,15 +42,20 @@ def doctor(source: str | None, target: str | None, service: str | None, as_json:
 
 
 def _environment(as_json: bool) -> int:
-    from hvsock.cli.environment import examine
+    from hvsock.cli import checks
 
-    checks = examine()
-    ok = all(check.ok for check in checks)
+    findings = checks.examine()
+    ok = all(one.check.ok for one in findings if one.needed)
     if as_json:
-        print_json({"ok": ok, "checks": [check._asdict() for check in checks]})
-    else:
-        for check in checks:
-            _print_check(check.question, check.found, check.ok, check.cure)
+        found = [{"group": one.group, "needed": one.needed, **one.check._asdict()} for one in findings]
+        print_json({"ok": ok, "checks": found})
+        return ExitCode.OK if ok else ExitCode.FAILED
+    group = None
+    for one in findings:
+        if one.group != group:
+            group = one.group
+            click.echo(f"{group}{'' if one.needed else ' (not needed here)'}:")
+        _print_check(one.check.question, one.check.found, one.check.ok, one.check.cure, one.needed)
     return ExitCode.OK if ok else ExitCode.FAILED
 
 
@@ -78,7 +85,8 @@ def _explain(source: str, target: str, service: str, as_json: bool) -> int:
     return ExitCode.OK if ok else ExitCode.FAILED
 
 
-def _print_check(question: str, found: str, ok: bool, cure: str | None) -> None:
-    click.echo(f"{click.style(mark(ok), fg='green' if ok else 'red')} {question} {found}")
+def _print_check(question: str, found: str, ok: bool, cure: str | None, needed: bool = True) -> None:
+    sign, colour = (mark(ok), "green" if ok else "red") if ok or needed else (MISSING, "yellow")
+    click.echo(f"{click.style(sign, fg=colour)} {question} {found}")
     if cure:
         click.echo(f"  -> {cure}")

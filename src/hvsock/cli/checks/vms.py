@@ -54,7 +54,7 @@ def _kvm() -> Answer:
         return yes("yes")
     return no(
         f"no: {reason}",
-        "guests run all the same, emulated in software; else: nested virtualization, and group kvm",
+        "nothing, guests are emulated in software; else: nested virtualization, group kvm",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of kernel vsock. Nothing is connected to, and no address is listened on: a machine's AF_VSOCK may be in use."""
+"""Checks of kernel vsock; they connect to nothing and listen nowhere, unless it is the chosen transport."""
 
 from __future__ import annotations
 

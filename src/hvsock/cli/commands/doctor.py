@@ -26,14 +26,19 @@ NOTE: Final = (
 @click.argument("source", metavar="[FROM", required=False, shell_complete=complete_partitions)
 @click.argument("target", metavar="TO", required=False, shell_complete=complete_addresses)
 @click.argument("service", metavar="SERVICE]", required=False, shell_complete=complete_services)
+@click.option("--report", is_flag=True, help="Print what a bug report needs, as Markdown to be pasted.")
 @json_option
-def doctor(source: str | None, target: str | None, service: str | None, as_json: bool) -> int:
+def doctor(source: str | None, target: str | None, service: str | None, report: bool, as_json: bool) -> int:
     """Check the environment; or say step by step why a connection works or not, and what to do about it.
 
     FROM is a partition: its name or VmId, host, or - for the one that this process speaks for. TO is what
     it would connect to: parent, loopback, silohost, a name or a VmId. The exit code is 1 where something
-    is wrong.
+    is wrong. --report tells of builds, kernel options, transports and QEMU, and of no user, machine or VM by name.
     """
+    if report:
+        if source is not None:
+            raise click.UsageError("--report is of the environment, and takes no FROM, TO and SERVICE")
+        return _report(as_json)
     if source is None:
         return _environment(as_json)
     if target is None or service is None:
@@ -57,6 +62,17 @@ def _environment(as_json: bool) -> int:
             click.echo(f"{group}{'' if one.needed else ' (not needed here)'}:")
         _print_check(one.check.question, one.check.found, one.check.ok, one.check.cure, one.needed)
     return ExitCode.OK if ok else ExitCode.FAILED
+
+
+def _report(as_json: bool) -> int:
+    from hvsock.cli.checks import report
+
+    made = report.made()
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(report.markdown(made), nl=False)
+    return ExitCode.OK
 
 
 def _explain(source: str, target: str, service: str, as_json: bool) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 from hvsock import transport
 
 from . import fabric, hybrid, hyperv, machine, vms, vsock
 from .check import Check, Group
 
-__all__ = ["GROUPS", "Check", "Finding", "Group", "examine"]
+__all__ = ["GROUPS", "Check", "Finding", "Group", "examine", "headed"]
 
 GROUPS: Final = (machine.GROUP, fabric.GROUP, vsock.GROUP, hybrid.GROUP, hyperv.GROUP, vms.GROUP)
 """All there are, in the order in which they are shown."""
@@ -28,6 +30,10 @@ class Finding(NamedTuple):
     needed: bool
     check: Check
 
+    def to_json(self) -> dict[str, Any]:
+        """Itself as JSON takes it."""
+        return {"group": self.group, "needed": self.needed, **self.check._asdict()}
+
 
 def examine() -> list[Finding]:
     """What all checks found, group by group.
@@ -45,3 +51,11 @@ def examine() -> list[Finding]:
             found += [Finding(group.name, True, check()) for check in group.when_chosen]
         found += [Finding(group.name, False, check()) for check in group.optional]
     return found
+
+
+def headed(findings: Iterable[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Findings as JSON takes them, group by group, each with its heading."""
+    for group, members in itertools.groupby(findings, key=lambda one: str(one["group"])):
+        found = list(members)
+        note = "" if any(one["needed"] for one in found) else " (not needed here)"
+        yield f"{group}{note}:", found

@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from hvsock import transport
@@ -17,7 +17,7 @@ from hvsock.cli.output import mark
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
 
-from . import examine, kernel, vms
+from . import examine, headed, kernel, vms
 
 MIN_NAME_CHARACTERS: Final = 3
 """Names that are shorter would be found everywhere in a text."""
@@ -31,7 +31,6 @@ Report = dict[str, Any]
 
 def made() -> Report:
     """The report, with names taken out."""
-    findings = examine()
     path, options = kernel.options()
     found: Report = {
         "hvsock": __version__,
@@ -44,7 +43,7 @@ def made() -> Report:
         "qemu": _qemu(),
         "guests": _guests(),
         "kernel_options": {name: options.get(name, "n") for name in kernel.OPTIONS} if path else {},
-        "checks": [{"group": one.group, "needed": one.needed, **one.check._asdict()} for one in findings],
+        "checks": [one.to_json() for one in examine()],
     }
     cleaned: Report = without(found, own_names())
     return cleaned
@@ -167,12 +166,7 @@ def _block(title: str, lines: Iterable[str]) -> list[str]:
     return [f"{title}:", "", "```", *(line.replace("`", "'") for line in lines), "```", ""]
 
 
-def _lines(checks: Iterable[Mapping[str, Any]]) -> list[str]:
-    lines, group = [], None
-    for one in checks:
-        if one["group"] != group:
-            group = one["group"]
-            lines.append(f"{group}{'' if one['needed'] else ' (not needed here)'}:")
-        sign = mark(one["ok"]) if one["ok"] or one["needed"] else "-"
-        lines.append(f"{sign} {one['question']} {one['found']}")
-    return lines
+def _lines(checks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for heading, members in headed(checks):
+        yield heading
+        yield from (f"{mark(one['ok'], one['needed'])} {one['question']} {one['found']}" for one in members)

@@ -13,8 +13,6 @@ from hvsock.fabric import paths
 
 OWN: Final = "-"
 """FROM that means the partition that the process speaks for."""
-MISSING: Final = "-"
-"""Stands before what is not there and not needed."""
 NOTE: Final = (
     "disable, unregister and partition remove stop new connections only, where both ends are local processes: "
     "nobody else holds a connection that is under way"
@@ -49,18 +47,15 @@ def doctor(source: str | None, target: str | None, service: str | None, report: 
 def _environment(as_json: bool) -> int:
     from hvsock.cli import checks
 
-    findings = checks.examine()
-    ok = all(one.check.ok for one in findings if one.needed)
+    found = [one.to_json() for one in checks.examine()]
+    ok = all(one["ok"] for one in found if one["needed"])
     if as_json:
-        found = [{"group": one.group, "needed": one.needed, **one.check._asdict()} for one in findings]
         print_json({"ok": ok, "checks": found})
         return ExitCode.OK if ok else ExitCode.FAILED
-    group = None
-    for one in findings:
-        if one.group != group:
-            group = one.group
-            click.echo(f"{group}{'' if one.needed else ' (not needed here)'}:")
-        _print_check(one.check.question, one.check.found, one.check.ok, one.check.cure, one.needed)
+    for heading, members in checks.headed(found):
+        click.echo(heading)
+        for one in members:
+            _print_check(one["question"], one["found"], one["ok"], one["cure"], one["needed"])
     return ExitCode.OK if ok else ExitCode.FAILED
 
 
@@ -102,7 +97,7 @@ def _explain(source: str, target: str, service: str, as_json: bool) -> int:
 
 
 def _print_check(question: str, found: str, ok: bool, cure: str | None, needed: bool = True) -> None:
-    sign, colour = (mark(ok), "green" if ok else "red") if ok or needed else (MISSING, "yellow")
-    click.echo(f"{click.style(sign, fg=colour)} {question} {found}")
+    colour = "green" if ok else "red" if needed else "yellow"
+    click.echo(f"{click.style(mark(ok, needed), fg=colour)} {question} {found}")
     if cure:
         click.echo(f"  -> {cure}")

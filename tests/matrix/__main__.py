@@ -55,6 +55,7 @@ def main() -> None:
     by_key = {one.key: one for one in TRANSPORTS}
     for name in arguments.part or RUNNERS:
         if name == "page":
+            write(known)
             continue
         started = time.monotonic()
         print(f"{name}:", file=sys.stderr, flush=True)
@@ -64,9 +65,15 @@ def main() -> None:
             print(f"{name}: not run: {error}", file=sys.stderr)
             continue
         known |= {key: marked(by_key[key], column) for key, column in found.items()}
+        write(known)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def write(known: dict[str, Any]) -> None:
+    """Write the data and the page; what is not known was not run."""
     data = {one.key: marked(one, {**empty(one), **known.get(one.key, {})}) for one in TRANSPORTS}
-    assert not problems(data), problems(data)
+    if found := problems(data):
+        raise SystemExit("\n".join(found))
     DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(rendered(data), encoding="utf-8")
 

@@ -48,8 +48,9 @@ from tests.vm.guest_scripts import agent
 from tests.vm.support import PATIENCE, default_guest, started
 from tests.vm.traffic.world import Asking, Guest, Kind, RemoteSocket, World
 
+from .hybrid import CID, configured, host, hybrid_pair, hybrid_setting
 from .in_guest import take
-from .probes import FAILED, NOT_RUN, PROBES, WAIT_SECONDS, Lack, Setting, Way, run_probes
+from .probes import FAILED, WAIT_SECONDS, Lack, Setting, Way, outcome_of, run_probes
 from .streams import run_suite
 
 ROOT: Final = Path(__file__).parents[2]
@@ -229,24 +230,13 @@ class HybridGuest(Asking):
                     raise
             time.sleep(0.1)
 
-    def pair(self) -> tuple[stdlib.socket, RemoteSocket]:
-        """A connection of the host: (its end, the guest's)."""
-        service = ServiceId.from_port(next(self._ports))
-        with self.socket() as listener:
-            listener.bind((HV_GUID_WILDCARD, service))
-            listener.listen()
-            near = connect(self._path, int(service), profile=VHOST_DEVICE, timeout=PROMPT_SECONDS)
-            try:
-                near.settimeout(PROMPT_SECONDS)
-                far, _ = listener.accept()
-            except BaseException:
-                near.close()
-                raise
-        return near, far
+    def service(self) -> ServiceId:
+        """A fresh one."""
+        return ServiceId.from_port(next(self._ports))
 
 
 def run_vhost_device() -> Column:
-    """The client of hybrid sockets, against the real vhost-device-vsock.
+    """The hybrid transport, against the real vhost-device-vsock.
 
     Raises:
         NotFoundError: it is not installed.
@@ -258,16 +248,29 @@ def run_vhost_device() -> Column:
     made = image.ensure("6.1")
     with tempfile.TemporaryDirectory(prefix="hvsock-") as folder:
         path = os.path.join(folder, "v")
-        device = (program, "--guest-cid", "3", "--socket", DEVICE_SOCKET, "--uds-path", path)
+        device = (program, "--guest-cid", str(CID), "--socket", DEVICE_SOCKET, "--uds-path", path)
         settings = default_guest("web01", made, device=device)
         command = "export HVSOCK_TRANSPORT=vsock; cd /root && exec python3 -m tests.vm.guest_scripts.agent"
         archive = overlay(str(bring(Path(folder) / "brought")), command)
-        with started(Run(folder, "web01"), settings, made=made, overlay=archive):
+        vm_id = VmId.new()
+        with (
+            configured(path, vm_id, VHOST_DEVICE.name),
+            started(Run(folder, "web01"), settings, made=made, overlay=archive),
+        ):
             guest = HybridGuest(path)
             guest.answer_seconds = SUITE_SECONDS
-            checks = run_suite(guest.pair, HAS, both=REMOTE, first=HERE, wait_seconds=PROMPT_SECONDS)
-            rate = None
-            with contextlib.suppress(AssertionError), listen(path, 64_000, profile=VHOST_DEVICE) as listener:
+
+            def inside(kind: int) -> RemoteSocket:
+                return guest.socket(kind)
+
+            setting = hybrid_setting(inside, inside, vm_id, guest.service, ServiceId.new)
+            checks = run_probes(setting)
+            lack = Lack(host, "connect", vm_id, errno.EADDRNOTAVAIL)
+            no_guid = replace(setting, forms={"connect_vm_id": lack}, port_service=ServiceId.new)
+            checks["service_guid"] = outcome_of(no_guid, "connect_vm_id")
+            pair = partial(hybrid_pair, inside, vm_id, guest.service, PROMPT_SECONDS)
+            checks |= run_suite(pair, HAS, both=REMOTE, first=HERE, wait_seconds=PROMPT_SECONDS)
+            with listen(path, 64_000, profile=VHOST_DEVICE) as listener:
                 rate = rates(guest, listener.accept, 64_000, ("up",))["up"]
             guest.forget()
-    return {"checks": {**checks, **dict.fromkeys(PROBES, NOT_RUN)}, "throughput": rate}
+    return {"checks": checks, "throughput": rate}

@@ -6,11 +6,11 @@ import contextlib
 import errno
 import itertools
 import os
-import socket as stdlib
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import hvsock
@@ -31,11 +31,11 @@ from hvsock.testing.fabric import fabric
 assert sys.platform == "linux"
 
 from benchmarks.pairs import MakePair, fabric_pair, throughput
-from hvsock.hybrid.connecting import connect
 from tests.cli.helpers import PATIENCE, ended, line_of, started
 from tests.windows.winsock import Machine, Windows, windows
 
-from .probes import NOT_RUN, PROBES, MakeSocket, Setting, Way, run_probes
+from .hybrid import PatientSocket, configured, hybrid_pair, hybrid_setting
+from .probes import MakeSocket, Setting, Way, run_probes
 from .streams import run_suite
 
 RUNS: Final = 5
@@ -142,26 +142,28 @@ def ratio_to_fabric(pair: MakePair, yardstick: MakePair) -> float:
 
 
 def run_serve() -> Column:
-    """A client of hybrid sockets against our server, for a partition of the fabric."""
+    """The hybrid transport against our own server, for a partition of the fabric."""
     with in_fabric() as made, tempfile.TemporaryDirectory(prefix="hvsock-") as folder:
         web = made.create_partition("web01")
-        service = made.register("Matrix", ServiceId.from_port(50_000))
+        services = Services(made)
         path = os.path.join(folder, "v")
+        inside = sockets_of(web)
+
+        def patient(kind: int) -> hvsock.socket:
+            return PatientSocket(type=kind, partition=web.folder)
+
         with (
             started("hybrid", "serve", "web01", path) as process,
-            hvsock.create_server(("parent", service.id), partition=web.folder) as listener,
+            configured(path, web.id, "hvsock"),
         ):
             assert line_of(process.stderr).startswith("hvsock: web01 is at ")
-
-            def pair() -> tuple[stdlib.socket, stdlib.socket]:
-                near = connect(path, service.id, timeout=PATIENCE)
-                return near, listener.accept()[0]
-
-            checks = run_suite(pair, Features(resets=False, delivers_before_reset=False))
+            checks = run_probes(hybrid_setting(patient, inside, web.id, services.port, services.guid))
+            pair = partial(hybrid_pair, inside, web.id, services.port, PATIENCE)
+            checks |= run_suite(pair, Features(resets=False, delivers_before_reset=False))
             rate = ratio_to_fabric(pair, fabric_pair(made))
             process.terminate()
             ended(process)
-    return {"checks": {**checks, **dict.fromkeys(PROBES, NOT_RUN)}, "throughput": rate}
+    return {"checks": checks, "throughput": rate}
 
 
 def hyperv_setting(machine: Machine, host: Windows, guest: Windows, vm: VmId) -> Setting:

@@ -52,10 +52,8 @@ class Way:
         serving: makes sockets of that which listens.
         bind: what the listener is bound to.
         to: what is connected to.
-        near: the VmIds of the connecting end: its own, and its peer's; None where they are not looked at.
+        near: the VmIds of the connecting end: its own, and its peer's.
         far: those of the accepted end.
-        calls_here: whether the connecting socket is a descriptor of this process.
-        serves_here: whether the listening one is.
     """
 
     calling: MakeSocket
@@ -64,8 +62,6 @@ class Way:
     to: VmId
     near: tuple[VmId, VmId]
     far: tuple[VmId, VmId]
-    calls_here: bool = True
-    serves_here: bool = True
 
 
 @dataclass(frozen=True, slots=True)

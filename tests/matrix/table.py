@@ -47,10 +47,12 @@ TRANSPORTS: Final = (
     Transport(
         "vhost-device",
         "hybrid, vhost-device-vsock",
-        "the hybrid client against the real vhost-device-vsock 0.3.0 and a real guest (Linux 6.1, emulated)",
+        "a host with the transport hybrid, the real vhost-device-vsock 0.3.0, a real guest (Linux 6.1, emulated)",
     ),
     Transport(
-        "serve", "hybrid serve", "the hybrid client against `hvsock hybrid serve`, for a partition of the fabric"
+        "serve",
+        "hybrid serve",
+        "a host with the transport hybrid, `hvsock hybrid serve`, and a partition of the fabric",
     ),
     Transport(
         "hyperv",
@@ -178,7 +180,8 @@ _AFTER: Final = """
 - **A guest** is reached by CIDs and ports: it has no SILOHOST, no CHILDREN, and no services without a port or an
   alias; what connects to it shows there with a port that the device chose. What it does within itself is in the
   column of its kernel.
-- **Hybrid serve** passes bytes and ends on, and shows a reset as an end of stream.
+- **Hybrid sockets** are streams between a host and its VMs, and say neither who connects nor that a stream was
+  reset: `hvsock hybrid serve`, too, shows a reset as an end of stream. vhost-device-vsock takes ports alone.
 - **Windows** has no SOCK_SEQPACKET for these sockets, and documents no way to read an option back.
 
 What fails with vhost-device-vsock 0.3.0 is its own doing, seen from a plain socket: it ends both directions when

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ settings.load_profile("hvsock")
 settings.register_profile("few", max_examples=sample(100, 100), database=None)
 if FEW:
     settings.load_profile("few")
+
+# whoever runs the tests may have a configuration
+os.environ["HVSOCK_CONFIG"] = os.devnull
+os.environ.pop("HVSOCK_PROFILE", None)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell has its background jobs ignore it, and so would all that tests start and then interrupt

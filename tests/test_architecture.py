@@ -28,6 +28,10 @@ PURE_OF_POWERSHELL = tuple(
 )
 """Each may import those before it."""
 PURE_OF_HYBRID = ("hvsock.hybrid.profiles", "hvsock.hybrid.handshake")
+CONFIG = ("hvsock.config.settings", "hvsock.config.files")
+NAMED = (*BASE, *CONFIG, "hvsock.transport", "hvsock.machines", "hvsock.urls")
+"""What knows the written forms of addresses, and VMs without a broker."""
+PURE_OF_MACHINES = ("hvsock.machines.libvirt", "hvsock.machines.qemu")
 PURE_OF_SERVICES = (
     *(f"hvsock.services.{name}" for name in ("messages", "policy", "negotiation", "proto", "rates")),
     *(f"hvsock.services.predefined.{name}" for name in ("timesync.arithmetic", "kvp.pools", "filecopy.frames")),
@@ -42,8 +46,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.notify": (),
     "hvsock.tied": (),
     "hvsock.addresses": ("hvsock.constants", "hvsock.errors"),
-    "hvsock.transport": ("hvsock.errors",),
     "hvsock.topology": BASE,
+    "hvsock.hybrid.profiles": BASE,
+    "hvsock.hybrid.handshake": (*BASE, "hvsock.hybrid.profiles"),
+    "hvsock.urls": (*BASE, "hvsock.hybrid.profiles"),
+    "hvsock.config": (),
+    "hvsock.config.settings": BASE,
+    "hvsock.config.schema": (*BASE, "hvsock.topology", "hvsock.hybrid.profiles", "hvsock.config.settings"),
+    "hvsock.config.files": ("hvsock.errors", "hvsock.config.settings", "hvsock.config.schema"),
+    "hvsock.transport": ("hvsock.errors", "hvsock.config.files"),
+    "hvsock.machines.libvirt": (*BASE, "hvsock.config.settings"),
+    "hvsock.machines.qemu": (*BASE, "hvsock.config.settings", "hvsock.machines.libvirt"),
+    "hvsock.machines": (*BASE, *CONFIG, "hvsock.machines.libvirt", "hvsock.machines.qemu"),
     "hvsock.registry": (*BASE, "hvsock.topology"),
     "hvsock.fabric": (),
     "hvsock.fabric.messages": RULES,
@@ -53,9 +67,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.reactor": (),
     "hvsock.fabric.door": ("hvsock.fabric.reactor",),
     "hvsock.fabric.vsocklink": BASE,
-    "hvsock.fabric.client": (*WIRE, "hvsock.transport", "hvsock.fabric.vsocklink"),
+    "hvsock.fabric.client": (*WIRE, "hvsock.config.files", "hvsock.transport", "hvsock.fabric.vsocklink"),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
+    "hvsock.names": (*NAMED, "hvsock.fabric.client"),
+    "hvsock.hybrid.connecting": (*WIRE, *PURE_OF_HYBRID, "hvsock.names"),
+    "hvsock.hybrid.listening": (*WIRE, *PURE_OF_HYBRID, "hvsock.hybrid.connecting"),
+    "hvsock.availability": (*NAMED, "hvsock.fabric.paths", "hvsock.hybrid.listening"),
     "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
     "hvsock.virtio": BASE,
     "hvsock.windows": RULES,
@@ -65,20 +83,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "hvsock.transport",
         "hvsock.fabric.vsocklink",
         "hvsock.fabric.client",
+        *(*NAMED, "hvsock.names", *PURE_OF_HYBRID, "hvsock.hybrid.connecting", "hvsock.hybrid.listening"),
     ),
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
     ),
     "hvsock.relay": (
+        *NAMED,
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
         *("hvsock.sockets", "hvsock.kept"),
     ),
-    "hvsock.hybrid.profiles": BASE,
-    "hvsock.hybrid.handshake": (*BASE, "hvsock.hybrid.profiles"),
     "hvsock.hybrid": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),
-        *("hvsock.sockets", "hvsock.relay"),
+        *("hvsock.sockets", "hvsock.relay", "hvsock.hybrid.connecting", "hvsock.hybrid.listening"),
         *PURE_OF_HYBRID,
     ),
     "hvsock.services.types": (),
@@ -101,7 +119,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
         *("hvsock.services.types", *PURE_OF_SERVICES),
         *("hvsock.notify", "hvsock.kept"),
-        *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID),
+        *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID, *NAMED, "hvsock.names", "hvsock.availability"),
+        *("hvsock.hybrid.connecting", "hvsock.hybrid.listening"),
     ),
     "hvsock.__main__": ("hvsock.cli",),
 }
@@ -111,7 +130,7 @@ Nobody may import what stands further down in the table; nobody imports hvsock.t
 for ``python -m hvsock`` alone.
 """
 
-FACADES = {"hvsock", "hvsock.fabric"}
+FACADES = {"hvsock", "hvsock.fabric", "hvsock.config"}
 """Packages whose line in the table is for their ``__init__`` alone: what is in them has lines of its own."""
 
 PURE = (
@@ -122,6 +141,8 @@ PURE = (
     "hvsock.services.types",
     *PURE_OF_SERVICES,
     *PURE_OF_HYBRID,
+    *PURE_OF_MACHINES,
+    *("hvsock.urls", "hvsock.config.settings", "hvsock.config.schema"),
 )
 IMPURE = {
     *("socket", "select", "selectors", "asyncio", "time", "datetime", "threading", "multiprocessing"),

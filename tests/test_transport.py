@@ -19,6 +19,7 @@ from hvsock.transport import TRANSPORT_VARIABLE, Transport, chosen
         ({TRANSPORT_VARIABLE: ""}, Transport.FABRIC),
         ({TRANSPORT_VARIABLE: "fabric"}, Transport.FABRIC),
         ({TRANSPORT_VARIABLE: "vsock"}, Transport.VSOCK),
+        ({TRANSPORT_VARIABLE: "hybrid"}, Transport.HYBRID),
     ],
 )
 def test_names(environ: dict[str, str], transport: Transport) -> None:
@@ -34,7 +35,7 @@ def test_windows_has_its_own(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["VSOCK", "hyperv", " "])
 def test_names_of_none(name: str) -> None:
-    with pytest.raises(UsageError, match=f"HVSOCK_TRANSPORT is '{name}'; it may be: fabric, vsock"):
+    with pytest.raises(UsageError, match=f"HVSOCK_TRANSPORT is '{name}'; it may be: fabric, vsock, hybrid"):
         chosen({TRANSPORT_VARIABLE: name}, "linux")
 
 
@@ -53,7 +54,12 @@ def say(code: str, transport: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets need Linux; run this test there")
 @pytest.mark.parametrize(
-    ("transport", "module"), [("fabric", "hvsock.sockets.socket"), ("vsock", "hvsock.sockets.vsock.socket")]
+    ("transport", "module"),
+    [
+        ("fabric", "hvsock.sockets.socket"),
+        ("vsock", "hvsock.sockets.vsock.socket"),
+        ("hybrid", "hvsock.sockets.hybrid.socket"),
+    ],
 )
 def test_the_class_of_sockets(transport: str, module: str) -> None:
     done = say(f"import hvsock, {module} as m; print(hvsock.socket is m.socket, hvsock.socket)", transport)
@@ -64,5 +70,5 @@ def test_the_class_of_sockets(transport: str, module: str) -> None:
 @pytest.mark.parametrize("arguments", [("connect", "parent", "1"), ("listen", "any", "1"), ("service", "list")])
 def test_commands_say_what_is_wrong_with_it(arguments: tuple[str, ...]) -> None:
     done = say(f"import sys; sys.argv[1:] = {arguments!r}\nfrom hvsock.cli.main import main\nmain()", "tcp")
-    assert done.stderr == "hvsock: HVSOCK_TRANSPORT is 'tcp'; it may be: fabric, vsock\n"
+    assert done.stderr == "hvsock: HVSOCK_TRANSPORT is 'tcp'; it may be: fabric, vsock, hybrid\n"
     assert done.returncode == 2

@@ -1,7 +1,7 @@
-"""How sockets reach other partitions: over the fabric of this machine, out of a guest by AF_VSOCK, or by Windows.
+"""How sockets reach other partitions: by the fabric of this machine, AF_VSOCK, VMMs' Unix sockets, or Windows.
 
-On Linux it is chosen by an environment variable and never guessed: a machine that has /dev/vsock may well be
-a host with a fabric.
+On Linux it is chosen, by an environment variable or the configuration, and never guessed: a machine that has
+/dev/vsock may well be a host with a fabric.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
+from .config import files
 from .errors import UsageError
 
 TRANSPORT_VARIABLE: Final = "HVSOCK_TRANSPORT"
-"""Environment variable: the name of the transport; where it is unset or empty, the first that the platform has."""
+"""Environment variable: the name of the transport; where it is unset or empty, the configuration says, and where
+that does not, it is the first that the platform has."""
 
 
 class Transport(StrEnum):
@@ -24,14 +26,20 @@ class Transport(StrEnum):
     FABRIC = "fabric"
     """This machine has a broker, and its partitions are folders."""
     VSOCK = "vsock"
-    """This machine is a guest, and its host has the broker."""
-
+    """This machine is a guest, and its host has the broker; or it is a host, and its kernel has guests (vhost)."""
+    HYBRID = "hybrid"
+    """This machine is a host, whose VMMs end their guests' sockets in Unix sockets."""
     HYPERV = "hyperv"
     """This machine is a host or a guest of Hyper-V and runs Windows, whose kernel decides."""
 
 
 _ON_WINDOWS: Final = (Transport.HYPERV,)
-_ON_LINUX: Final = (Transport.FABRIC, Transport.VSOCK)
+_ON_LINUX: Final = (Transport.FABRIC, Transport.VSOCK, Transport.HYBRID)
+
+
+def possible(platform: str = sys.platform) -> tuple[Transport, ...]:
+    """The transports that a platform may have, its default first; `platform` is as sys.platform has it."""
+    return _ON_WINDOWS if platform == "win32" else _ON_LINUX
 
 
 def chosen(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Transport:
@@ -42,10 +50,15 @@ def chosen(environ: Mapping[str, str] | None = None, platform: str = sys.platfor
         platform: as sys.platform has it.
 
     Raises:
-        UsageError: HVSOCK_TRANSPORT names none, or one that another platform has; the doing of whoever set it.
+        UsageError: HVSOCK_TRANSPORT or the configuration names none, or one that another platform has; or the
+            configuration cannot be used. The doing of whoever set it.
     """
-    possible = _ON_WINDOWS if platform == "win32" else _ON_LINUX
-    name = (os.environ if environ is None else environ).get(TRANSPORT_VARIABLE) or possible[0]
-    if name in possible:
+    environ = os.environ if environ is None else environ
+    there = possible(platform)
+    name, source = environ.get(TRANSPORT_VARIABLE), TRANSPORT_VARIABLE
+    if not name:
+        settings = files.settings(environ)
+        name, source = settings.transport or there[0], f"{settings.where}.transport"
+    if name in there:
         return Transport(name)
-    raise UsageError(f"{TRANSPORT_VARIABLE} is {name!r}; it may be: {', '.join(possible)}")
+    raise UsageError(f"{source} is {name!r}; it may be: {', '.join(there)}")

@@ -17,7 +17,8 @@ from hvsock.vm.image import Image
 from hvsock.vm.overlay import overlay
 from hvsock.vm.qemu import DEVICE_SOCKET
 from hvsock.vm.runs import Run
-from tests.vm.support import PATIENCE, default_guest, needs_qemu, started
+from tests.transports.support import ALL_PASSED, SERVICE, results
+from tests.vm.support import PATIENCE, default_guest, needs_qemu, started, wait_for_line
 
 PROGRAM = installed_vhost_device()
 
@@ -45,6 +46,7 @@ while True:
             connection.sendall(data)
 END
 """
+ANYWHERE = "cd /root; HVSOCK_TRANSPORT=vsock python3 service.py parent"
 MUCH = bytes(range(256)) * 256
 
 
@@ -68,3 +70,22 @@ def test_both_ways(tmp_path: Path, guest: Image) -> None:
                         assert received == MUCH[place : place + 8192]
             with pytest.raises(ConnectionRefusedError, match="nothing listens on 5007"):
                 connect(path, 5007, profile=VHOST_DEVICE, timeout=PATIENCE)
+
+
+@pytest.mark.soak
+def test_the_same_service_and_client_as_everywhere(tmp_path: Path, guest: Image) -> None:
+    path = tmp_path / "v.sock"
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[profiles.default]\ntransport = "hybrid"\nvmm = "vhost-device-vsock"\n'
+        f'[profiles.default.vms.web01]\npath = "{path}"\n'
+    )
+    brought = tmp_path / "overlay"
+    (brought / "root").mkdir(parents=True)
+    (brought / "root" / SERVICE.name).write_bytes(SERVICE.read_bytes())
+    device = (str(PROGRAM), "--guest-cid", "3", "--socket", DEVICE_SOCKET, "--uds-path", str(path))
+    settings = default_guest("web01", guest, device=device)
+    run = Run(str(tmp_path), "web01")
+    with started(run, settings, made=guest, overlay=overlay(str(brought), ANYWHERE)):
+        wait_for_line(run, "listening on")
+        assert results(HVSOCK_CONFIG=str(config), HVSOCK_TRANSPORT="") == ALL_PASSED

@@ -26,6 +26,7 @@ from hvsock.vm import launch
 from hvsock.vm.overlay import overlay
 from hvsock.vm.runs import Run
 from tests.support import SOAK
+from tests.transports.support import ALL_PASSED, CLIENT, PORTS, SERVICE, results
 from tests.vm.guest_scripts import vsock_conformance, vsock_host, vsock_sockets
 from tests.vm.guest_scripts.vsock_host import Services
 from tests.vm.support import PATIENCE, default_guest, guest_image, needs_qemu, started, wait_for_line
@@ -37,14 +38,21 @@ SCRIPTS = Path(__file__).parent / "guest_scripts"
 END = "\nthat was all"
 
 
-def bring(folder: Path, *commands: str) -> Iterator[bytes]:
-    """An archive with scripts, which run one after the other in place of the guest's own program."""
+def bring(folder: Path, *commands: str, beside: str = "") -> Iterator[bytes]:
+    """An archive with scripts, which run one after the other in place of the guest's own program.
+
+    Args:
+        folder: where it is put together.
+        commands: each begins with a script's name.
+        beside: one more, of examples/anywhere, which runs all the time.
+    """
     brought = folder / "overlay" / "root"
     brought.mkdir(parents=True)
-    for command in commands:
-        script = command.split()[0]
-        brought.joinpath(script).write_bytes(SCRIPTS.joinpath(script).read_bytes())
+    for path in (SERVICE, CLIENT, *(SCRIPTS / command.split()[0] for command in commands)):
+        brought.joinpath(path.name).write_bytes(path.read_bytes())
     run = "; ".join(f"python3 /root/{command}" for command in commands)
+    if beside:
+        run = f"python3 /root/{beside} >/dev/null & {run}"
     return overlay(str(brought.parent), f"{run}; echo; echo that was all")
 
 
@@ -67,14 +75,15 @@ OF_A_HOST = ["6.1", "6.12"] if SOAK else ["6.1"]
 
 @pytest.mark.parametrize(("series", "conformance"), LOOPBACK, ids=[series for series, _ in LOOPBACK])
 def test_loopback(series: str, conformance: tuple[str, ...], tmp_path: Path) -> None:
-    """Sockets, and the suite; without a device."""
+    """Sockets, the suite, and the service and client that run anywhere; without a device."""
     made = guest_image(series)
     run = Run(str(tmp_path), "loopback")
-    archive = bring(tmp_path, " ".join(["vsock_conformance.py", *conformance]), "vsock_sockets.py")
+    archive = bring(tmp_path, " ".join(["vsock_conformance.py", *conformance]), "vsock_sockets.py", "anywhere.py")
     with started(run, default_guest("loopback", made), made=made, overlay=archive):
         assert results_of(run) == [
             dict.fromkeys(conformance, "passed"),
             dict.fromkeys(vsock_sockets.CHECKS, "passed"),
+            ALL_PASSED,
         ]
 
 
@@ -116,6 +125,8 @@ def test_the_host_of_a_guest(series: str, hvsock_fabric: EmbeddedFabric, tmp_pat
     hvsock_fabric.registry.register(Services.ECHO, port_alias=vsock_host.ALIAS)
     hvsock_fabric.register(Services.MESSAGES, ServiceId.from_port(5_001))
     hvsock_fabric.register(Services.NO_PORT)
+    for port in PORTS:
+        hvsock_fabric.register(f"port {port}", ServiceId.from_port(port))
     hvsock_fabric.register(Services.SILENT, ServiceId.from_port(5_002))
     listening = hvsock_fabric.register("in the guest", ServiceId.from_port(vsock_host.GUEST_PORT))
     cid = client.call(hvsock_fabric.host.folder, "resolve", vm="web01", service=None)["cid"]
@@ -124,7 +135,9 @@ def test_the_host_of_a_guest(series: str, hvsock_fabric: EmbeddedFabric, tmp_pat
     with ExitStack() as stack:
         stack.enter_context(echoing(Services.ECHO))
         stack.enter_context(echoing(Services.MESSAGES, stdlib.SOCK_SEQPACKET))
-        stack.enter_context(started(run, settings, made=made, overlay=bring(tmp_path, "vsock_host.py")))
+        stack.enter_context(
+            started(run, settings, made=made, overlay=bring(tmp_path, "vsock_host.py", beside="service.py parent"))
+        )
         target = (partition.id, listening.id)
         with hvsock.create_connection(target, timeout=PATIENCE, retry=True) as sock:
             assert sock.getpeername() == target
@@ -132,3 +145,4 @@ def test_the_host_of_a_guest(series: str, hvsock_fabric: EmbeddedFabric, tmp_pat
             assert sock.recv(99) == b"who? the host"
             assert sock.recv(99) == b""
         assert results_of(run) == [dict.fromkeys(vsock_host.CHECKS, "passed")]
+        assert results() == ALL_PASSED  # the client is here, and its service in the guest

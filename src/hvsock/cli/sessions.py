@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hvsock.addresses import describe_service_id, describe_vm_id, parse_url
+from hvsock import names
+from hvsock.addresses import describe_service_id, describe_vm_id
 from hvsock.errors import UsageError
 
 from .output import console_for_errors, size_text
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import socket as _stdlib
 
     from hvsock.addresses import Address
+    from hvsock.sockets.patience import AddressLike
     from hvsock.sockets.socket import socket
 
 ECHO_BYTES: Final = 256 * 1024
@@ -53,19 +55,24 @@ def session_options(function: Any) -> Any:
     return function
 
 
-def address_of(address: str, service: str | None) -> tuple[str, str]:
-    """The two halves of an address on the command line, of which the first may be the whole as a URL.
+def address_of(address: str, service: str | None) -> AddressLike:
+    """An address on the command line: its two halves, or a URL of any kind.
 
     Raises:
         click.UsageError: a half is missing.
+        UsageError: it is a URL with a mistake.
     """
     if service is not None:
         return address, service
-    try:
-        text = parse_url(address)
-    except ValueError:
-        raise click.UsageError("Missing argument 'SERVICE': its name, GUID or port.") from None
-    return text.vm, text.service
+    if ":" not in address:
+        raise click.UsageError("Missing argument 'SERVICE': its name, GUID or port.")
+    names.parse(address)
+    return address
+
+
+def shown(address: AddressLike) -> str:
+    """An address as it was written."""
+    return address if isinstance(address, str) else " ".join(address)
 
 
 def check_session(command: str | None, echo: bool, progress: bool) -> None:

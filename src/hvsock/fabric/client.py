@@ -21,13 +21,12 @@ from hvsock.addresses import (
     HV_GUID_WILDCARD,
     SERVICE_WILDCARD,
     Address,
-    AddressText,
     ServiceId,
     VmId,
     parse_service_id,
-    parse_url,
     parse_vm_id,
 )
+from hvsock.config import files
 from hvsock.errors import HvsockError, NoFabricError, ProtocolError
 from hvsock.transport import Transport
 
@@ -208,8 +207,11 @@ class _Way:
 
 
 def _way(folder: str) -> _Way:
-    """The way to the broker of the partition in `folder`, or out of a guest, which has no folders."""
-    if transport.chosen() is Transport.VSOCK:
+    """The way to the broker of the partition in `folder`, or out of a guest, which has no folders.
+
+    A host of kernel vsock has nobody above it.
+    """
+    if transport.chosen() is Transport.VSOCK and files.settings().guests is None:
         return _Way(socket.AF_VSOCK, "the host", vsocklink.connect, vsocklink.connect_error)
     return _Way(
         socket.AF_UNIX,
@@ -274,32 +276,27 @@ def _receive_exactly(link: socket.socket, length: int) -> bytes:
     return bytes(body)
 
 
-def resolve(address: str | tuple[str, str], folder: str | None = None) -> Address:
+def resolve(address: tuple[str, str], folder: str | None = None) -> Address:
     """The address that somebody wrote, with names looked up by the broker.
 
     Args:
-        address: ``hvsocket://VM/SERVICE``, or the pair of its halves. VM is a GUID, a word (parent,
-            children, loopback, any, silohost) or a partition's name; SERVICE is a GUID, a port or a
-            service's name.
+        address: VM and SERVICE. VM is a GUID, a word (parent, children, loopback, any, silohost) or a partition's
+            name; SERVICE is a GUID, a port or a service's name.
         folder: the partition's folder that is asked; by default that of this process.
 
     Raises:
-        UsageError: it is not an address.
         NotFoundError: no partition or service has that name.
         NoFabricError: there is a name to look up and no broker answers.
     """
-    try:
-        text = parse_url(address) if isinstance(address, str) else AddressText(*address)
-    except ValueError as error:
-        raise errors.UsageError(str(error)) from None
-    vm_id, service_id = parse_vm_id(text.vm), parse_service_id(text.service)
+    vm, service = address
+    vm_id, service_id = parse_vm_id(vm), parse_service_id(service)
     if vm_id is not None and service_id is not None:
         return Address(vm_id, service_id)
     found = call(
         folder or paths.partition_folder(),
         "resolve",
-        vm=None if vm_id is not None else text.vm,
-        service=None if service_id is not None else text.service,
+        vm=None if vm_id is not None else vm,
+        service=None if service_id is not None else service,
     )
     return Address(
         VmId(found["vm_id"]) if vm_id is None else vm_id,

@@ -17,9 +17,10 @@ import time
 from enum import Enum
 from typing import Final
 
+from hvsock import names
 from hvsock.addresses import ServiceId, parse_service_id
 from hvsock.errors import ProtocolError, UsageError
-from hvsock.fabric import client, paths
+from hvsock.fabric import paths
 
 from .handshake import MAX_ANSWER_BYTES, Line, Refused, parse_answer, quoted, request_line
 from .profiles import HVSOCK, Profile
@@ -197,7 +198,7 @@ def connect(
 
 
 def service_id_of(service: ServiceLike) -> ServiceId:
-    """The service that is meant; a name is looked up by the broker.
+    """The service that is meant; a name is looked up.
 
     Raises:
         UsageError: the port is out of range.
@@ -210,4 +211,4 @@ def service_id_of(service: ServiceLike) -> ServiceId:
         except ValueError as error:
             raise UsageError(str(error)) from None
     found = parse_service_id(service)
-    return found if found is not None else client.resolve(("loopback", service)).service_id
+    return found if found is not None else names.resolve(("loopback", service)).service_id

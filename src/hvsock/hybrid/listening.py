@@ -50,6 +50,7 @@ class HostListener:
         self.path = path
         self.sock = sock
         self._identity = identity
+        self._pid = os.getpid()
 
     def fileno(self) -> int:
         """The descriptor of the socket; -1 once closed."""
@@ -60,8 +61,12 @@ class HostListener:
         return self.sock.accept()[0]
 
     def close(self) -> None:
-        """Listen no more, and remove the file if it is still this listener's. Calling this twice is fine."""
-        if self._identity is None:
+        """Listen no more, and remove the file if it is still this listener's. Calling this twice is fine.
+
+        In a process that was forked meanwhile it leaves the file to the parent.
+        """
+        if self._identity is None or self._pid != os.getpid():
+            self.sock.close()
             return
         folder, name = os.path.split(self.path)
         with contextlib.suppress(OSError, BusyError), _locked(folder) as descriptor:

@@ -65,6 +65,11 @@ def check_forward(forward: Forward | None) -> Forward | None:
 
 
 def _unix(path: str) -> Forward:
+    if "?hybrid=" in path:
+        raise UsageError(
+            f"a forward leads to a server of this machine, not into a VMM's guest: {_quoted(path)}; for that, run "
+            "`hvsock listen` with --exec 'hvsock connect unix:...'"
+        )
     if not path.startswith("/"):
         raise UsageError(f"the path of a forward is absolute, like unix:/run/web.sock, not {_quoted(path)}")
     if not path.isprintable():

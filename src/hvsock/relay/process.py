@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from hvsock import transport
-from hvsock.addresses import HV_GUID_PARENT
+from hvsock import transport, urls
+from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, VmId
 from hvsock.errors import NoFabricError, RefusedError, StateError
-from hvsock.fabric import client, paths
+from hvsock.fabric import paths
 from hvsock.fabric.reactor import Reactor, ending_by_signals
+from hvsock.machines import known
 from hvsock.registry import Registry
 from hvsock.registry.forwards import Forward
 from hvsock.sockets.helpers import create_server
+from hvsock.sockets.patience import AddressLike
 from hvsock.transport import Transport
 
 from .following import BACKLOG, HOST_BINDINGS, Follower, Registered
@@ -73,21 +75,31 @@ def serve(forwards: Mapping[str, Forward], on_ready: Callable[[], None]) -> None
     On the host they are for its children and for local programs, in any other partition for its parent.
 
     Args:
-        forwards: by service, as its name, GUID or port.
+        forwards: by service, as its name, GUID or port, or a ``unix:`` URL.
         on_ready: called once all of them can be connected to.
 
     Raises:
         HvsockError: a service's name is not known, or nobody who knows answers.
         OSError: a service cannot be listened on.
     """
-    on_host = transport.chosen() is Transport.FABRIC and paths.speaks_for_host(paths.fabric_folder())
     with _relay() as (reactor, relay):
         for name, forward in forwards.items():
-            for vm_id in HOST_BINDINGS if on_host else (HV_GUID_PARENT,):
-                address = client.resolve((vm_id, name))
+            for address in _addresses_of(name):
                 relay.add(Listening(name, create_server(address, backlog=BACKLOG), forward))
         on_ready()
         reactor.run()
+
+
+def _addresses_of(name: str) -> list[AddressLike]:
+    """Where a service is listened on in this partition."""
+    if urls.is_hybrid(name):
+        return [name]
+    bindings: tuple[VmId, ...] = (HV_GUID_PARENT,)
+    if transport.chosen() is Transport.HYBRID or known.is_host():
+        bindings = (HV_GUID_CHILDREN,)
+    elif transport.chosen() is Transport.FABRIC and paths.speaks_for_host(paths.fabric_folder()):
+        bindings = HOST_BINDINGS
+    return [(vm_id, name) for vm_id in bindings]
 
 
 def runs(folder: str) -> bool:

@@ -12,11 +12,11 @@ import errno
 import ssl as _ssl
 import sys
 
-from hvsock.addresses import Address, parse_service_id, parse_url, parse_vm_id
+from hvsock import names
+from hvsock.addresses import Address, AddressText
 from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONTAINER_PASSTHRU
-from hvsock.fabric import client
 
-from .chosen import socket
+from .chosen import class_for, socket
 from .helpers import create_server
 from .patience import AddressLike
 from .socket import RETRY_SECONDS
@@ -67,7 +67,7 @@ async def connected(address: AddressLike, *, partition: str | None = None, passt
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
     target = await _resolve(address, partition)
-    sock = socket(partition=partition)
+    sock = class_for(address)(partition=partition)
     try:
         sock.setblocking(False)
         if passthru:
@@ -109,13 +109,9 @@ async def ready(descriptor: int, *, write: bool) -> None:
 
 async def _resolve(address: AddressLike, partition: str | None) -> Address:
     """Looks a name up in a thread; what is no name needs none."""
-    try:
-        vm, service = parse_url(address) if isinstance(address, str) else address
-    except ValueError:
-        return client.resolve(address)  # its own error is better
-    if parse_vm_id(vm) is None or parse_service_id(service) is None:
-        return await asyncio.to_thread(client.resolve, address, partition)
-    return client.resolve(address)
+    text = names.parse(address)
+    found = names.at_once(text) if isinstance(text, AddressText) else None
+    return found if found is not None else await asyncio.to_thread(names.resolve, address, partition)
 
 
 async def start_server(

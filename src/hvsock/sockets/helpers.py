@@ -6,15 +6,15 @@ import errno
 import socket as _stdlib
 import sys
 
-from hvsock import transport
+from hvsock import names, transport, urls
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import AF_HYPERV
 from hvsock.errors import NoFabricError, NotFoundError, UsageError
 from hvsock.fabric import client, paths
-from hvsock.fabric.client import resolve as resolve
+from hvsock.names import resolve as resolve
 from hvsock.transport import Transport
 
-from .chosen import socket
+from .chosen import class_for, socket
 from .options import TYPES
 from .patience import WORTH_WAITING, AddressLike, Patience, connect_patiently
 
@@ -44,7 +44,10 @@ def create_connection(
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
     return connect_patiently(
-        lambda: socket(type=type, partition=partition), lambda: client.resolve(address, partition), timeout, retry
+        lambda: class_for(address)(type=type, partition=partition),
+        lambda: names.resolve(address, partition),
+        timeout,
+        retry,
     )
 
 
@@ -67,9 +70,9 @@ def create_server(
         OSError: what bind and listen raise.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
-    sock = socket(type=type, partition=partition)
+    sock = class_for(address)(type=type, partition=partition)
     try:
-        sock.bind(client.resolve(address, partition))
+        sock.bind(names.resolve(address, partition))
         sock.listen(backlog)
     except BaseException:
         sock.close()
@@ -105,7 +108,8 @@ def socketpair(
 def wait_for_service(address: AddressLike, timeout: float | None = None, *, partition: str | None = None) -> None:
     """Wait until a connect to `address` would succeed; makes no connection, except to a guest of a VM.
 
-    What listens in a guest its host does not know: there it connects, and closes that at once.
+    What listens in a guest its host does not know: there it connects, and closes that at once. So it does where
+    there is no broker to ask, with hybrid sockets and on a host of kernel vsock.
 
     Args:
         address: ``hvsocket://VM/SERVICE`` or the pair.
@@ -117,11 +121,14 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
         OSError: a connect to a guest failed for another reason than that nothing listens there yet.
         UsageError: it is not an address, or it is loopback in a guest, of which its host knows nothing.
     """
+    if urls.is_hybrid(address) or not names.has_broker():
+        create_connection(address, timeout, retry=True, partition=partition).close()
+        return
     patience = Patience(timeout)
     folder = partition or paths.partition_folder()
     while True:
         try:
-            target = client.resolve(address, partition)
+            target = names.resolve(address, partition)
             if target.vm_id == HV_GUID_LOOPBACK and transport.chosen() is Transport.VSOCK:
                 raise UsageError("the host cannot tell what listens in this guest; try to connect, with retry")
             found = client.call(folder, "explain", vm=target.vm_id, service=target.service_id)

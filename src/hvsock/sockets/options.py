@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from hvsock.config import files
 from hvsock.constants import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
@@ -86,6 +87,16 @@ def flags_of(options: Mapping[HvsocketOption, int]) -> Flag:
     return flags
 
 
+def connect_timeout(options: Mapping[HvsocketOption, int]) -> int:
+    """Milliseconds that a connect may take: as was set, else as the configuration says.
+
+    Raises:
+        UsageError: the configuration cannot be used.
+    """
+    own = options.get(HvsocketOption.HVSOCKET_CONNECT_TIMEOUT)
+    return own or files.settings().connect_timeout or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+
+
 def get(options: Mapping[HvsocketOption, int], optname: int, buflen: int | None) -> int | bytes:
     """getsockopt at level HV_PROTOCOL_RAW.
 
@@ -93,7 +104,9 @@ def get(options: Mapping[HvsocketOption, int], optname: int, buflen: int | None)
         OSError: ENOPROTOOPT.
     """
     option = _option(optname)
-    value = options.get(option, HVSOCKET_CONNECT_TIMEOUT_DEFAULT if option == HVSOCKET_CONNECT_TIMEOUT else 0)
+    value = options.get(option)
+    if value is None:
+        value = connect_timeout({}) if option == HVSOCKET_CONNECT_TIMEOUT else 0
     return value if buflen is None else _ULONG.pack(value)[:buflen]
 
 

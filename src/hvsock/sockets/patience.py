@@ -17,7 +17,8 @@ LONGEST_PAUSE_SECONDS: Final = 0.25
 """So a service is noticed a quarter of a second after it came, at most."""
 
 AddressLike = str | tuple[str, str]
-"""``hvsocket://VM/SERVICE`` or the pair (VM, SERVICE); each half a GUID, a word, a port or a name."""
+"""A URL (``hvsocket://VM/SERVICE``, ``vsock://CID:PORT``, ``unix:PATH?hybrid=PORT``), or the pair (VM, SERVICE),
+each half a GUID, a word, a port or a name."""
 
 WORTH_WAITING: Final = {
     errno.ECONNREFUSED,  # nothing listens yet

@@ -23,8 +23,6 @@ from hvsock.addresses import HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
-    HVSOCKET_CONNECT_TIMEOUT,
-    HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
     HvsocketOption,
 )
 from hvsock.fabric import client, paths
@@ -317,7 +315,7 @@ class socket(_stdlib.socket):
 
     def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
         """Send the request: the connect is pending then."""
-        milliseconds = self._options.get(HVSOCKET_CONNECT_TIMEOUT) or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        milliseconds = options.connect_timeout(self._options)
         deadline = time.monotonic() + milliseconds / 1000
         if self._used_up:
             self._renew()

@@ -18,9 +18,9 @@ from typing import Any
 
 import trio
 
-from hvsock.fabric import client
+from hvsock import names
 
-from .chosen import socket
+from .chosen import class_for, socket
 from .helpers import create_server
 from .patience import AddressLike
 from .plain import to_plain
@@ -45,8 +45,8 @@ async def open_stream(address: AddressLike, *, partition: str | None = None) -> 
         OSError: what connect raises.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
-    target = await trio.to_thread.run_sync(client.resolve, address, partition)
-    with contextlib.closing(socket(partition=partition)) as sock:
+    target = await trio.to_thread.run_sync(names.resolve, address, partition)
+    with contextlib.closing(class_for(address)(partition=partition)) as sock:
         sock.setblocking(False)
         while True:
             try:

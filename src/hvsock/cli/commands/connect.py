@@ -13,9 +13,19 @@ import hvsock
 from hvsock.cli.names import complete_addresses, complete_services
 from hvsock.cli.outcome import ExitCode, say
 from hvsock.cli.output import console_for_errors
-from hvsock.cli.sessions import address_of, check_session, describe, echo_back, execute, pipe, session_options
-from hvsock.sockets.chosen import socket
+from hvsock.cli.sessions import (
+    address_of,
+    check_session,
+    describe,
+    echo_back,
+    execute,
+    pipe,
+    session_options,
+    shown,
+)
+from hvsock.sockets.chosen import class_for, socket
 from hvsock.sockets.helpers import wait_for_service
+from hvsock.sockets.patience import AddressLike
 from hvsock.sockets.socket import ANSWER_GRACE_SECONDS
 
 if sys.platform != "linux":
@@ -54,8 +64,9 @@ def connect(
     """Connect standard input and output to a service.
 
     ADDRESS is parent, loopback, silohost, a partition's name or a VmId; SERVICE is a name, a GUID or a
-    port; or ADDRESS is both as hvsocket://ADDRESS/SERVICE. The end of standard input is passed on, and what
-    comes back is printed up to the peer's own end. The exit code is 1 when the connection is reset.
+    port; or ADDRESS is both as a URL: hvsocket://ADDRESS/SERVICE, vsock://CID:PORT, or unix:PATH?hybrid=PORT for
+    the guest of the VMM at PATH, with &profile=NAME (hvsock hybrid profiles). The end of standard input is passed
+    on, and what comes back is printed up to the peer's own end. The exit code is 1 when the connection is reset.
     """
     check_session(command, echo, progress)
     target = address_of(address, service)
@@ -73,17 +84,17 @@ def connect(
     return ExitCode.OK
 
 
-def _wait(target: tuple[str, str], seconds: float) -> None:
+def _wait(target: AddressLike, seconds: float) -> None:
     waiting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if os.isatty(sys.stderr.fileno()):
-        waiting = console_for_errors().status(f"waiting for {target[0]} {target[1]}", spinner="line")
+        waiting = console_for_errors().status(f"waiting for {shown(target)}", spinner="line")
     with waiting:
         wait_for_service(target, seconds)
 
 
-def _connected(target: tuple[str, str], timeout: float | None) -> socket:
+def _connected(target: AddressLike, timeout: float | None) -> socket:
     found = hvsock.resolve(target)
-    sock = socket()
+    sock = class_for(target)()
     try:
         if timeout is not None:
             milliseconds = max(1, round(timeout * 1000))

@@ -35,7 +35,8 @@ def forward(forwards: tuple[str, ...]) -> None:
     Without NAME=TARGET it serves what `hvsock service register --forward` wrote, on the host, and follows every
     change; `hvsock up` runs that by itself. With them, it serves these services in the partition it is in:
     NAME is a service's name, GUID or port, TARGET is unix:PATH or tcp:127.0.0.1:PORT. On the host they are
-    there for its VMs, containers and local programs, in a guest for its host.
+    there for its VMs, containers and local programs, in a guest for its host. NAME may also be
+    unix:PATH?hybrid=PORT, for the guest of the VMM at PATH.
     """
     logging.basicConfig(level=logging.INFO, handlers=[LogLines()])
     if forwards:
@@ -43,8 +44,10 @@ def forward(forwards: tuple[str, ...]) -> None:
         process.serve(found, lambda: say(f"forwarding {', '.join(found)} (process {os.getpid()})"))
         return
     folder = paths.fabric_folder()
-    if transport.chosen() is Transport.VSOCK or not paths.speaks_for_host(folder):
-        raise UsageError("the registry's forwards are the host's; say here which ones: hvsock forward NAME=TARGET")
+    if transport.chosen() is not Transport.FABRIC or not paths.speaks_for_host(folder):
+        raise UsageError(
+            "the registry's forwards are a fabric's host's; say here which ones: hvsock forward NAME=TARGET"
+        )
     process.serve_registry(folder, lambda: say(f"the relay of {folder} is up (process {os.getpid()})"))
 
 

@@ -53,9 +53,10 @@ def listen(
     """Take connections to a service.
 
     ADDRESS is any, children, parent, loopback, a partition's name or a VmId; SERVICE is a name, a GUID or a
-    port; or ADDRESS is both as hvsocket://ADDRESS/SERVICE. Connections are served one after another: the
-    first gets standard input, and what all of them send is printed. With --exec and --echo they are served
-    at once. A command finds HVSOCK_PEER_VMID and HVSOCK_PEER_SERVICE in its environment.
+    port; or ADDRESS is both as a URL: hvsocket://ADDRESS/SERVICE, vsock://CID:PORT, or unix:PATH?hybrid=PORT for
+    what the guest of the VMM at PATH connects to, with &profile=NAME (hvsock hybrid profiles). Connections are
+    served one after another: the first gets standard input, and what all of them send is printed. With --exec and
+    --echo they are served at once. A command finds HVSOCK_PEER_VMID and HVSOCK_PEER_SERVICE in its environment.
     """
     check_session(command, echo, progress)
     with create_server(address_of(address, service)) as server:

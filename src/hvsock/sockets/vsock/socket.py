@@ -18,12 +18,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from hvsock.addresses import Address, ServiceId
+from hvsock.addresses import HV_GUID_WILDCARD, Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
-    HVSOCKET_CONNECT_TIMEOUT,
-    HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
 )
 from hvsock.errors import UsageError
 from hvsock.sockets import guards, options
@@ -108,7 +106,7 @@ class socket(fabric.socket):
     # -- listeners
 
     def _bind(self, wanted: Address) -> None:
-        cid = addressing.binding(wanted.vm_id).cid
+        cid = addressing.to_bind(wanted.vm_id)
         port = ports.to_bind(wanted.service_id)
         try:
             _stdlib.socket.bind(self, (cid, port))
@@ -138,12 +136,12 @@ class socket(fabric.socket):
         Raises:
             OSError: as the standard accept: BlockingIOError, TimeoutError, EINVAL, EMFILE.
         """
-        only = None if self._own is None else addressing.binding(self._own.vm_id).only
+        bound = HV_GUID_WILDCARD if self._own is None else self._own.vm_id
         timeout = self.gettimeout()
         limit = None if timeout is None else time.monotonic() + timeout
         while True:
             plain, (cid, port) = _stdlib.socket.accept(self)
-            if only is None or cid == only:
+            if addressing.takes(bound, cid):
                 break
             plain.close()
             if timeout and limit is not None and time.monotonic() >= limit:
@@ -161,7 +159,7 @@ class socket(fabric.socket):
     def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
         """Begin a connect, which the kernel ends: it keeps HVSOCKET_CONNECT_TIMEOUT itself."""
         cid, port = addressing.destination(wanted.vm_id), ports.of(wanted.service_id)
-        milliseconds = self._options.get(HVSOCKET_CONNECT_TIMEOUT) or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        milliseconds = options.connect_timeout(self._options)
         if self._used_up:
             self._renew()
         seconds, rest = divmod(milliseconds, 1000)

@@ -1,0 +1,183 @@
+"""Addresses as URLs, of every kind (pure).
+
+- ``hvsocket://VM/SERVICE``: names and all, as :func:`hvsock.addresses.parse_url` has it.
+- ``vsock://CID:PORT``: the same address in the numbers of AF_VSOCK; a CID may be ``any``, ``host`` or ``local``.
+  It says nothing of the transport, as CIDs are known to each.
+- ``unix:PATH?hybrid=PORT``: a service of the guest whose VMM is at PATH, or of its host for a listener; PORT
+  may be a GUID, and ``&profile=`` names the VMM. Question marks and the like in a path are percent-encoded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
+
+from .addresses import (
+    HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
+    HV_GUID_WILDCARD,
+    URL_SCHEME,
+    Address,
+    AddressText,
+    ServiceId,
+    VmId,
+    describe_service_id,
+    describe_vm_id,
+    parse_service_id,
+    parse_url,
+)
+from .constants import VSOCK_CID_ANY, VSOCK_CID_HOST, VSOCK_CID_LOCAL, VSOCK_CID_MAX, VSOCK_PORT_MAX
+from .errors import NotFoundError
+from .hybrid.profiles import profile_named
+
+VSOCK_SCHEME: Final = "vsock"
+HYBRID_SCHEME: Final = "unix"
+MAX_URL_CHARACTERS: Final = 16 * 1024
+"""Longest URL: a path of PATH_MAX bytes, each percent-encoded, and some words."""
+
+_WORDS: Final = {"any": VSOCK_CID_ANY, "host": VSOCK_CID_HOST, "local": VSOCK_CID_LOCAL}
+_VM_IDS: Final = {
+    VSOCK_CID_ANY: HV_GUID_WILDCARD,
+    VSOCK_CID_HOST: HV_GUID_PARENT,
+    VSOCK_CID_LOCAL: HV_GUID_LOOPBACK,
+}
+_CIDS: Final = {vm_id: cid for cid, vm_id in _VM_IDS.items()}
+_NUMBER: Final = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
+_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+_QUOTED_CHARACTERS: Final = 100
+_IN_PATHS: Final = "/:@!$'()*,;=+~"
+"""What stands for itself in a path, besides letters, digits and ``_.-``."""
+
+
+class HybridText(NamedTuple):
+    """A ``unix:`` URL.
+
+    Attributes:
+        path: the VMM's.
+        service: what is meant, a port or a GUID.
+        profile: the VMM's profile, or None where none is named.
+    """
+
+    path: str
+    service: ServiceId
+    profile: str | None = None
+
+    def url(self) -> str:
+        """``unix:PATH?hybrid=PORT``, and the profile.
+
+        Raises:
+            ValueError: the path begins with two slashes, which would be a host's name.
+        """
+        if self.path.startswith("//"):
+            raise ValueError(f"{_shown(self.path)} begins with more than one slash")
+        path = quote(self.path, safe=_IN_PATHS, errors="surrogateescape")
+        more = "" if self.profile is None else f"&profile={quote(self.profile, safe='')}"
+        return f"{HYBRID_SCHEME}:{path}?hybrid={describe_service_id(self.service)}{more}"
+
+
+def is_hybrid(address: object) -> bool:
+    """Whether an address is a ``unix:`` URL, well made or not."""
+    return isinstance(address, str) and address[: len(HYBRID_SCHEME) + 1].lower() == f"{HYBRID_SCHEME}:"
+
+
+def parse(text: str) -> AddressText | HybridText:
+    """Take a URL of any kind apart; names are decoded and not looked up.
+
+    Raises:
+        ValueError: it is none, and says what it lacks.
+    """
+    if len(text) > MAX_URL_CHARACTERS:
+        raise ValueError(f"an address has at most {MAX_URL_CHARACTERS} characters, not {len(text)}")
+    match = _SCHEME.match(text)
+    scheme = match[1].lower() if match else ""
+    if scheme == VSOCK_SCHEME:
+        return _vsock(text)
+    if scheme == HYBRID_SCHEME:
+        return _hybrid(text)
+    if scheme == URL_SCHEME:
+        return parse_url(text)
+    raise ValueError(
+        f"not an address: {_shown(text)} (expected like {URL_SCHEME}://parent/HV%20Socket%20Demo, "
+        f"{VSOCK_SCHEME}://2:2761 or {HYBRID_SCHEME}:/run/vm.sock?hybrid=2761)"
+    )
+
+
+def vsock_url(address: Address) -> str:
+    """``vsock://CID:PORT`` of an address.
+
+    Raises:
+        ValueError: its VmId is of no CID, or its service of no port.
+    """
+    cid = _CIDS.get(address.vm_id) or address.vm_id.cid
+    if cid is None or address.service_id.port is None:
+        what = describe_vm_id(address.vm_id) if cid is None else address.service_id
+        raise ValueError(f"{what} is no number of AF_VSOCK")
+    return f"{VSOCK_SCHEME}://{'any' if cid == VSOCK_CID_ANY else cid}:{address.service_id.port}"
+
+
+def _vsock(text: str) -> AddressText:
+    rest = text.partition(":")[2]
+    left, colon, right = rest.removeprefix("//").rpartition(":")
+    if not rest.startswith("//") or not colon:
+        raise ValueError(f"{_shown(text)} is no {VSOCK_SCHEME}://CID:PORT")
+    cid = _WORDS.get(left.lower())
+    if cid is None:
+        cid = _number(left, VSOCK_CID_MAX)
+        if cid is None:
+            words = ", ".join(_WORDS)
+            raise ValueError(f"the CID in {_shown(text)} is a number up to {VSOCK_CID_MAX}, or {words}")
+    port = _number(right, VSOCK_PORT_MAX)
+    if port is None:
+        raise ValueError(f"the port in {_shown(text)} is a number up to {VSOCK_PORT_MAX}")
+    vm_id = _VM_IDS.get(cid)
+    return AddressText(describe_vm_id(VmId.from_cid(cid) if vm_id is None else vm_id), str(port))
+
+
+def _hybrid(text: str) -> HybridText:
+    before, question, query = text.partition(":")[2].partition("?")
+    if before.startswith("//"):
+        before = before[2:]
+        if not before.startswith("/"):
+            raise ValueError(f"{_shown(text)} names a host: a path is like {HYBRID_SCHEME}:/run/vm.sock")
+    if not question:
+        raise ValueError(f"{_shown(text)} says no service: add ?hybrid=PORT, a port or a GUID")
+    path = _decoded(before, text)
+    if not path or path.endswith("/") or path.startswith("//") or "\0" in path or "#" in before:
+        raise ValueError(f"{_shown(text)} has no path of a socket before the question mark")
+    service, profile = None, None
+    for part in query.split("&"):
+        key, equals, value = part.partition("=")
+        value = _decoded(value, text)
+        if key == "hybrid" and equals and service is None:
+            service = parse_service_id(value)
+            if service is None:
+                raise ValueError(f"hybrid= in {_shown(text)} is a port or a GUID")
+        elif key == "profile" and equals and profile is None:
+            try:
+                profile = profile_named(value).name
+            except NotFoundError as error:
+                raise ValueError(f"{_shown(text)}: {error}") from None
+        else:
+            raise ValueError(f"{_shown(text)} may have hybrid=PORT and profile=NAME, once each, and nothing else")
+    if service is None:
+        raise ValueError(f"{_shown(text)} says no service: add ?hybrid=PORT, a port or a GUID")
+    return HybridText(path, service, profile)
+
+
+def _decoded(text: str, whole: str) -> str:
+    if re.search("%(?![0-9a-fA-F]{2})", text):
+        raise ValueError(f"{_shown(whole)} has a % with no two hexadecimal digits behind it")
+    return unquote(text, errors="surrogateescape")
+
+
+def _number(text: str, most: int) -> int | None:
+    lower = text.lower()
+    if not _NUMBER.match(lower):
+        return None
+    number = int(lower, 16 if lower.startswith("0x") else 10)
+    return number if number <= most else None
+
+
+def _shown(text: str) -> str:
+    return ascii(text) if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]!a}..."

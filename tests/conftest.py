@@ -47,6 +47,7 @@ if sys.platform != "linux":
         *(f"hybrid/test_{name}.py" for name in ("connecting", "following", "limits", "listening", "serving")),
         "hybrid/test_vhost_device.py",
         "interop",
+        "matrix",
         "sockets",
         "vm",
     ]

@@ -19,7 +19,9 @@ from tests.support import FEW, SOAK, sample
 
 # `make test` tries the same examples in every run, so that a failure is one of the change at hand;
 # `make soak` looks for new ones. Neither asserts a time.
-settings.register_profile("hvsock", derandomize=not SOAK, deadline=None, print_blob=True)
+settings.register_profile(
+    "hvsock", max_examples=sample(40, 100), derandomize=not SOAK, deadline=None, print_blob=True
+)
 settings.load_profile("hvsock")
 settings.register_profile("few", max_examples=sample(100, 100), database=None)
 if FEW:

@@ -15,7 +15,7 @@ from hvsock.registry.forwards import Forward
 from hvsock.topology.access import Allowed, Settings
 from tests.support import sample
 
-EXAMPLES = sample(40, 2_000)
+EXAMPLES = sample(20, 2_000)
 """How many registries a test looks at."""
 
 

@@ -36,7 +36,7 @@ OURS = {ServiceId.from_port(one.port) for one in INTEGRATION_SERVICES}
 ONE = ServiceId("3049197c-9a4e-4fbf-9367-97f792f16994")
 VM = VmId("11111111-2222-3333-4444-555555555555")
 OTHER_VM = VmId("66666666-7777-8888-9999-aaaaaaaaaaaa")
-KILLS = sample(20, 500)
+KILLS = sample(6, 500)
 
 
 def make_early(folder: Path, *entries: ServiceEntry) -> Path:
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_written_is_read_as_it_is(
 
 
 def test_processes_that_open_it_at_once_complete_it_once(tmp_path: Path) -> None:
-    for number in range(sample(5, 100)):
+    for number in range(sample(2, 100)):
         folder = tmp_path / str(number)
         folder.mkdir()
         make_early(folder)

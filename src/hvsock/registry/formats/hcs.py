@@ -158,10 +158,12 @@ def _descriptor(members: Mapping[str, Any], name: str, where: str) -> Access | N
 
 def _service_value(settings: Settings, known: Settings) -> dict[str, Any]:
     value: dict[str, Any] = {}
-    if settings.bind != known.bind:
-        value[_BIND] = _sddl(settings.bind)
-    if settings.connect != known.connect:
-        value[_CONNECT] = _sddl(settings.connect)
+    for member, one, other in (
+        (_BIND, settings.bind, known.bind),
+        (_CONNECT, settings.connect, known.connect),
+    ):
+        if _sddl(one) != _sddl(other):
+            value[member] = _sddl(one)
     value[_WILDCARDS] = bool(settings.wildcard_binds)
     if not settings.enabled:
         value[_DISABLED] = True

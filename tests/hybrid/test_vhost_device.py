@@ -23,6 +23,8 @@ assert sys.platform == "linux"
 PORT = 5005
 FIRST_PORT = 5006
 PATIENCE = 30.0
+ANSWER_SECONDS = 1.0
+"""After which a request is taken for forgotten."""
 PROGRAM = installed_vhost_device()
 
 pytestmark = pytest.mark.skipif(
@@ -45,14 +47,21 @@ def device(folder: Path) -> Iterator[tuple[str, str]]:
             process.kill()
 
 
+def reaches_its_host(guest: Guest) -> bool:
+    """Whether a request of a guest is answered, and soon."""
+    end = guest.begin_connect(FIRST_PORT)
+    with guest.changed:
+        return guest.changed.wait_for(lambda: end.connected, ANSWER_SECONDS)
+
+
 @contextlib.contextmanager
 def booted(front_end: str, path: str) -> Iterator[Guest]:
-    """A guest, once packets go both ways: before that, the device may forget a request that it took."""
+    """A guest, once packets go both ways: before that, the device forgets some of the requests that it took."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(front_end)
         with Guest(connection).boot() as guest:
             with listen(path, FIRST_PORT) as listener:
-                guest.connect(FIRST_PORT)
+                wait_until(lambda: reaches_its_host(guest))
                 listener.accept().close()
             yield guest
 

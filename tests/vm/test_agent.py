@@ -39,7 +39,7 @@ from hvsock.services.predefined.vss.interface import Check, Vss
 from hvsock.vm import control
 from tests.cli.helpers import hvsock as command
 from tests.support import SOAK, sample
-from tests.vm import brokers, powershell
+from tests.vm import backup, brokers, powershell
 from tests.vm.by_command import Operator
 from tests.vm.clocks import watched_and_set
 from tests.vm.support import PATIENCE, needs_qemu
@@ -48,7 +48,7 @@ from tests.vm.traffic.world import Guest, Kind, World
 EVENTS: Final = sample(5, 100)
 pytestmark = [needs_qemu, pytest.mark.timeout(PATIENCE * (2 + EVENTS))]
 
-SEED: Final = 4
+SEED: Final = 1
 TRY_SECONDS: Final = 30.0
 """How long one question may take: an emulated guest loads much for its first login."""
 LOOK_SECONDS: Final = 0.05
@@ -222,11 +222,20 @@ def chosen(count: int) -> list[str]:
 
 
 @pytest.fixture
+def disks(tmp_path: Path) -> list[str]:
+    """The guest's one, for backups; none where there is nothing to look at it, of which test_vss.py tells."""
+    return [] if backup.MISSING else [backup.made_disk(tmp_path)]
+
+
+@pytest.fixture
 def world(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    disks: list[str],
 ) -> Iterator[World]:
     """A fabric that keeps clocks right, with one guest that has its agent, and whose machine has a wrong clock."""
-    kind = Kind("6.12", 2, options=WRONG_CLOCK, agent=True)
+    kind = Kind("6.12", 2, data_disks=tuple(disks), options=WRONG_CLOCK, agent=True)
     brought = tmp_path_factory.mktemp("brought")
     powershell.bring(brought)
     made = World(tmp_path_factory.mktemp("agents"), {"web01": kind}, brought, timesync=True)
@@ -240,7 +249,7 @@ def world(
 
 
 def test_every_service_is_served_and_recovers_by_itself(
-    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+    world: World, disks: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     watched_and_set(world)
     guest = world.guest("web01")
@@ -262,4 +271,10 @@ def test_every_service_is_served_and_recovers_by_itself(
 
     asyncio.run(run())
     powershell.spoken_to(world)
+    for disk in disks:
+        backup.working(guest)
+        backup.copied_while_frozen(guest, disk, tmp_path)
+        backup.thawed_without_its_host(guest, world.environment)
     Operator(world, tmp_path).does_everything()
+    for disk in disks:
+        backup.is_clean(disk)

@@ -84,7 +84,7 @@ def test_an_agent_is_started_again_and_its_words_are_kept(guest: Image, tmp_path
 
 
 @needs_e2fsprogs
-@pytest.mark.soak  # in `make test` test_vss.py has one of these ends
+@pytest.mark.soak  # in `make test` test_agent.py has one of these ends
 @pytest.mark.parametrize("how", ["the host", "poweroff", "reboot"])
 def test_a_data_disk_is_clean_in_the_end(how: str, guest: Image, tmp_path: Path) -> None:
     """Also where a program still has a file open on it."""

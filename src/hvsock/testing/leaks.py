@@ -127,8 +127,12 @@ if sys.platform == "linux":
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return {}  # by far the most frequent case, and a cheap one
-        found = {}
-        for name in os.listdir("/proc"):
+        found: dict[int, str] = {}
+        try:
+            names = os.listdir("/proc")
+        except FileNotFoundError:
+            return found
+        for name in names:
             if not name.isdecimal():
                 continue
             with suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:

@@ -408,16 +408,18 @@ def check_tls() -> None:
                 left -= len(piece)
             assert wrapped.recv(1) == b""
 
-    data = os.urandom(300_000)
+    piece_bytes = 50_000
+    data = os.urandom(6 * piece_bytes)
     with connected() as (near, far):
         thread = threading.Thread(target=serve, args=(far,))
         thread.start()
         with context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(near) as wrapped:
-            sender = threading.Thread(target=wrapped.sendall, args=(data,))
-            sender.start()
             with wrapped.makefile("rb") as file:
-                assert file.read(len(data)) == data
-            sender.join()
+                # not by two threads: ends of TLS are for one at a time
+                for start in range(0, len(data), piece_bytes):
+                    piece = data[start : start + piece_bytes]
+                    wrapped.sendall(piece)
+                    assert file.read(piece_bytes) == piece
             wrapped.unwrap().close()
         thread.join()
 

@@ -67,7 +67,8 @@ def test_pause(world: World, guest: Guest, by_guest: bool) -> None:
         assert far.recv(100) == b""
 
 
-@pytest.mark.parametrize("how", ["reboot -f", "hvsock vm reset"] if SOAK else ["reboot -f"])
+@pytest.mark.soak  # in `make test` test_mixed.py resets a guest
+@pytest.mark.parametrize("how", ["reboot -f", "hvsock vm reset"])
 def test_a_guest_that_starts_anew(world: World, victim: Guest, how: str) -> None:
     """Its connections are reset, listeners of the host stay, and new connections work."""
     port = world.port()

@@ -31,7 +31,7 @@ pytestmark = [needs_qemu, pytest.mark.timeout(sample(240, 2400))]
 SECONDS = sample(20, 600)
 WARM_SECONDS = 2.0
 """Traffic ahead of the first look at the device's memory."""
-SECONDS_PER_RESET = sample(9, 40)
+SECONDS_PER_RESET = sample(12, 40)
 """Traffic ahead of a reset; an emulated guest needs some seconds to start."""
 SETTLE_SECONDS = 3.0
 """A connection may wait so long to be accepted after it was reset."""

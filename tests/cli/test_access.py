@@ -1,4 +1,4 @@
-"""`hvsock service access` with descriptors, `hvsock service defaults`, HCS documents, and what doctor says of it."""
+"""`hvsock service access` by SDDL, `hvsock service defaults`, HCS documents, and what doctor says of it."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ def make_early(folder: Path, *entries: ServiceEntry) -> Path:
         for id_ in OURS:
             connection.execute("DELETE FROM service WHERE id = ?", (str(id_),))
         connection.execute("ALTER TABLE service DROP COLUMN forward")
+        connection.execute("DROP TABLE defaults")
         connection.execute("PRAGMA user_version = 1")
         for entry in entries:
             connection.execute(
@@ -229,10 +230,10 @@ def test_export_and_import_keep_what_is_off_by_default(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     key = GUEST_SERVICE_INTERFACE.name
     with Registry(tmp_path / "one") as one, Registry(tmp_path / "other") as other:
-        other.import_entries(load_json(dump_json(one.entries()), now=0.0))
+        other.import_entries(load_json(dump_json(one.entries()), now=0.0).services)
         assert not other.find(key).touched
         one.set_enabled(key, True)
-        other.import_entries(load_json(dump_json(one.entries()), now=0.0))
+        other.import_entries(load_json(dump_json(one.entries()), now=0.0).services)
         assert other.find(key).settings == Settings(enabled=True)
         names = load_reg(dump_reg(one.entries(), inbox=True)).services
         assert ServiceName(ServiceId.from_port(GUEST_SERVICE_INTERFACE.port), key) in names

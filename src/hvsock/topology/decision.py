@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from hvsock.addresses import (
     HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
     SERVICE_WILDCARD,
     WELL_KNOWN_VMIDS,
     ServiceId,
@@ -26,7 +27,7 @@ from .access import Defaults, Opinion, Owner, Service, Settings, Subject, ask, m
 from .descriptors import Descriptor
 from .matching import WILDCARD_BINDS, Bound, match, may_bind
 from .partitions import Kind, Partition, Tree
-from .reachability import NOT_A_DESTINATION, Relation, relation, resolve, view
+from .reachability import NOT_A_DESTINATION, Relation, leads_out, relation, resolve, view
 
 _WORDS = frozenset(WELL_KNOWN_VMIDS.values())
 
@@ -89,7 +90,9 @@ class Listening(Bound, Protocol):
 
     @property
     def device(self) -> bool:
-        """Whether it is the one of a VM's device, which takes what no other listener of the VM does."""
+        """Whether it is the one of a VM's device, which takes what no other listener of the VM does.
+
+        In the host it is the one of the way up, which takes what is for the host's own parent."""
 
 
 L = TypeVar("L", bound=Listening)
@@ -103,7 +106,8 @@ class Grant(Generic[L]):
         listener: who takes it.
         target: its partition.
         source_is: what the connecting partition is to the target.
-        port: where `listener` is a device's, the AF_VSOCK port to ask the guest for.
+        port: where `listener` is a device's, the AF_VSOCK port to ask the guest for; where it is the way up, that
+            of the service or 0.
     """
 
     listener: L
@@ -173,6 +177,10 @@ class Rules(Generic[L]):
         on_host = source.kind is Kind.HOST
 
         question = "Can the address be connected to?"
+        uplink = self._uplink_for(request)
+        if uplink is not None:
+            steps.append(Check(question, "yes: the way up leads to the parent of this host, which decides"))
+            return Grant(uplink, self.tree.host, Relation.CHILD, service_id.port or 0)
         target = resolve(self.tree, source, request.vm_id, request.passthru)
         how = None if target is None else relation(self.tree, source, target, request.passthru)
         if target is None or how is None:
@@ -242,6 +250,15 @@ class Rules(Generic[L]):
 
     def _device_of(self, target: Partition) -> L | None:
         """The listener of the device that serves `target`, a VM, if it has one."""
+        return None if target.kind is Kind.HOST else self._one_for_all(target)
+
+    def _uplink_for(self, request: Request) -> L | None:
+        """The listener of the way up, if there is one and `request` is for the parent of this fabric's host."""
+        if request.vm_id == HV_GUID_PARENT and leads_out(self.tree, request.source, request.passthru):
+            return self._one_for_all(self.tree.host)
+        return None
+
+    def _one_for_all(self, target: Partition) -> L | None:
         devices = self.listeners.get((target.id, SERVICE_WILDCARD), ())
         return next((one for one in devices if one.device and one.listening), None)
 

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The tests start hundreds of processes, each of which would compile all that it imports where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup qemu demo test soak check bench bench-vm clean
+.PHONY: setup qemu demo test soak check bench bench-vm matrix clean
 
 setup: $(VENV)/.dev-installed
 
@@ -61,6 +61,10 @@ bench: setup
 
 bench-vm: setup qemu
 	$(BIN)/python -m benchmarks.vm
+
+# What each transport does, in docs/matrix.md; some ten minutes.
+matrix: setup qemu
+	$(BIN)/python -m tests.matrix
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -53,8 +53,8 @@ def fabric_pair(fabric: EmbeddedFabric) -> MakePair:
     return make
 
 
-def throughput(make_pair: MakePair) -> float:
-    """Bytes per second of a stream of 64 KiB writes to another process, until its last byte is read."""
+def throughput(make_pair: MakePair, size: int = STREAM_BYTES) -> float:
+    """Bytes per second of a stream of 64 KiB writes to another process, until the last of `size` bytes is read."""
     near, far = make_pair()
     child = os.fork()
     if child == 0:
@@ -67,14 +67,14 @@ def throughput(make_pair: MakePair) -> float:
     far.close()
     block = b"x" * WRITE_BYTES
     started = time.perf_counter()
-    for _ in range(STREAM_BYTES // WRITE_BYTES):
+    for _ in range(size // WRITE_BYTES):
         near.sendall(block)
     near.shutdown(socket.SHUT_WR)
     near.recv(1)
     elapsed = time.perf_counter() - started
     near.close()
     os.waitpid(child, 0)
-    return STREAM_BYTES / elapsed
+    return size / elapsed
 
 
 def round_trip(make_pair: MakePair) -> float:

@@ -15,7 +15,7 @@ import pytest
 from hvsock.addresses import VmId
 from hvsock.fabric.reactor import Reactor
 from hvsock.hybrid import serving
-from hvsock.hybrid.profiles import HVSOCK
+from hvsock.hybrid.profiles import HVSOCK, Profile
 from hvsock.hybrid.serving import Server
 
 assert sys.platform == "linux"
@@ -28,9 +28,9 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def server(partition: Path, most: int = 9) -> Iterator[tuple[Reactor, Server]]:
+def server(partition: Path, most: int = 9, profile: Profile = HVSOCK) -> Iterator[tuple[Reactor, Server]]:
     with running() as reactor:
-        made = Server(reactor, VmId.new(), str(partition), HVSOCK, most)
+        made = Server(reactor, VmId.new(), str(partition), profile, most)
         try:
             yield reactor, made
         finally:

@@ -51,7 +51,7 @@ def device(folder: Path) -> Iterator[tuple[str, str]]:
 def booted(front_end: str, path: str) -> Iterator[Guest]:
     """A guest, once packets go both ways: before that, the device may forget a request that it took."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(front_end)
+        wait_until(lambda: connection.connect_ex(front_end) == 0)  # it binds before it listens
         with Guest(connection).boot() as guest:
             with guest.changed:
                 # the device loses kicks of a queue that it has not enabled yet; an answer tells that it has

@@ -125,8 +125,10 @@ def can_print(text: str) -> bool:
     return True
 
 
-def mark(ok: bool) -> str:
-    """A check mark or a cross, in letters where standard output has no such characters."""
+def mark(ok: bool, needed: bool = True) -> str:
+    """A check mark or a cross, in letters where standard output has none; "-" for what is not there nor needed."""
+    if not ok and not needed:
+        return "-"
     if can_print("\u2713\u2717"):
         return "\u2713" if ok else "\u2717"
     return "ok" if ok else "NO"

@@ -376,13 +376,15 @@ class Check:
     needs: tuple[str, ...]
     clogs: bool
 
-    def run(self, make_pair: MakePair, *, features: Features, seed: int, wait_seconds: float) -> None:
-        """Runs the check in both roles, each on a pair of its own.
+    def run(
+        self, make_pair: MakePair, *, features: Features, seed: int, wait_seconds: float, swap: bool = True
+    ) -> None:
+        """Runs the check in both roles, or in the first one alone, each on a pair of its own.
 
         Raises:
             AssertionError: the stream failed it; the text begins with the check's name.
         """
-        for swapped in (False, True):
+        for swapped in (False, True) if swap else (False,):
             harness = Harness(make_pair, f"{seed}/{self.name}/{swapped}", wait_seconds, features)
             prefix = f"{self.name}{' (ends swapped)' if swapped else ''}: "
             self._run_bounded(harness, swapped, prefix)

@@ -53,6 +53,7 @@ def check_stream(
     checks: Iterable[str] | None = None,
     seed: int = 0,
     wait_seconds: float = WAIT_SECONDS,
+    swap: bool = True,
 ) -> tuple[str, ...]:
     """Runs the suite, or a part of it, and stops at the first failure.
 
@@ -68,6 +69,8 @@ def check_stream(
         seed: of the random sizes and data; the same seed gives the same ones.
         wait_seconds: the most that one step, such as the way of a byte from end to end, may take. More
             for slow streams; it bounds how long a broken one holds a check up: twice that four times over.
+        swap: whether each check is run with the ends swapped, too. False where only the first end of a pair has
+            the features, as when the other is in another machine.
 
     Returns:
         The names of the checks that were run, all of them passed.
@@ -89,7 +92,7 @@ def check_stream(
     for name in names:
         check = CHECKS[name]
         maker = make_clogged_pair if check.clogs and make_clogged_pair is not None else make_pair
-        check.run(maker, features=features, seed=seed, wait_seconds=wait_seconds)
+        check.run(maker, features=features, seed=seed, wait_seconds=wait_seconds, swap=swap)
     return names
 
 

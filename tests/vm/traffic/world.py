@@ -11,6 +11,7 @@ import socket as stdlib
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Kind:
 class RemoteSocket:
     """A socket of a guest; its methods are those of a socket, with a socket's errors."""
 
-    def __init__(self, guest: Guest, number: int) -> None:
+    def __init__(self, guest: Asking, number: int) -> None:
         self._guest = guest
         self._number = number
         self._closed = False
@@ -151,52 +152,22 @@ class RemoteSocket:
             self.close()
 
 
-class Guest:
-    """A guest, which may be started, ended and started again.
+class Asking(ABC):
+    """What asks an agent in a guest, over connections that are kept for the next question.
 
-    Args:
-        world: where it is.
-        name: its partition's.
-        kind: what it is made of.
+    Attributes:
+        answer_seconds: longest time until it answers.
     """
 
-    def __init__(self, world: World, name: str, kind: Kind) -> None:
-        self.name = name
-        self.kind = kind
-        self.run = Run(world.folder, name)
-        self.vm_id = VmId("00000000-0000-0000-0000-000000000000")
-        self.cid = 0
-        self._world = world
+    answer_seconds = ANSWER_SECONDS
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[hvsock.socket, Any]] = []
+        self._idle: list[tuple[stdlib.socket, Any]] = []
 
-    def ensure(self) -> None:
-        """Start it, unless it runs already."""
-        if self.run.runs():
-            return
-        self.forget()
-        guest_image(self.kind.series)
-        words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
-        words += ["--group", self.kind.group] if self.kind.group else []
-        words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
-        words += [word for option in self.kind.options for word in ("--qemu", option)]
-        words += ["--append", f"hvsock.agent={self.kind.agent:d}"]
-        words += ["--overlay", str(self._world.overlay)]
-        words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
-        done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)
-        found = json.loads(done.stdout)
-        self.vm_id, self.cid = VmId(found["vm_id"]), found["cid"]
-        assert self.ask("facts")["cpus"] == self.kind.cpus
-
-    def end(self) -> None:
-        """Switch it off, if it runs."""
-        self.forget()
-        with contextlib.suppress(HvsockError):
-            control.ask(self.run, "kill")
-        if os.path.isdir(self.run.folder):
-            self.run.wait_for_end()
-
-    # -- the agent
+    @abstractmethod
+    def link(self) -> stdlib.socket:
+        """A fresh connection to the agent."""
 
     def forget(self) -> None:
         """The connections to the agent are of no use any more."""
@@ -231,12 +202,12 @@ class Guest:
             raise OSError(answer["errno"], answer["text"])
         raise GuestError(f"{answer['error']}: {answer['text']}\n{answer['trace']}")
 
-    def _take(self) -> tuple[hvsock.socket, Any]:
+    def _take(self) -> tuple[stdlib.socket, Any]:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        sock = connected_for_good((self.vm_id, ServiceId.from_port(agent.PORT)))
-        sock.settimeout(ANSWER_SECONDS)
+        sock = self.link()
+        sock.settimeout(self.answer_seconds)
         return sock, sock.makefile("rwb")
 
     def ask(self, do: str, **arguments: Any) -> Any:
@@ -264,6 +235,55 @@ class Guest:
         made = RemoteSocket(self, self.ask("socket", type=type, plain=plain))
         made.settimeout(WAIT_SECONDS)
         return made
+
+
+class Guest(Asking):
+    """A guest, which may be started, ended and started again.
+
+    Args:
+        world: where it is.
+        name: its partition's.
+        kind: what it is made of.
+    """
+
+    def __init__(self, world: World, name: str, kind: Kind) -> None:
+        super().__init__()
+        self.name = name
+        self.kind = kind
+        self.run = Run(world.folder, name)
+        self.vm_id = VmId("00000000-0000-0000-0000-000000000000")
+        self.cid = 0
+        self._world = world
+
+    def ensure(self) -> None:
+        """Start it, unless it runs already."""
+        if self.run.runs():
+            return
+        self.forget()
+        guest_image(self.kind.series)
+        words = ["--accel", "tcg", "--kernel", self.kind.series, "--cpus", str(self.kind.cpus), "--wait", "--json"]
+        words += ["--group", self.kind.group] if self.kind.group else []
+        words += [word for disk in self.kind.data_disks for word in ("--data-disk", disk)]
+        words += [word for option in self.kind.options for word in ("--qemu", option)]
+        words += ["--append", f"hvsock.agent={self.kind.agent:d}"]
+        words += ["--overlay", str(self._world.overlay)]
+        words += ["--run", "cd /root && exec python3 -m tests.vm.guest_scripts.agent"]
+        done = command("vm", "start", self.name, *words, env=self._world.environment, seconds=PATIENCE)
+        found = json.loads(done.stdout)
+        self.vm_id, self.cid = VmId(found["vm_id"]), found["cid"]
+        assert self.ask("facts")["cpus"] == self.kind.cpus
+
+    def end(self) -> None:
+        """Switch it off, if it runs."""
+        self.forget()
+        with contextlib.suppress(HvsockError):
+            control.ask(self.run, "kill")
+        if os.path.isdir(self.run.folder):
+            self.run.wait_for_end()
+
+    def link(self) -> stdlib.socket:
+        """See :meth:`Asking.link`."""
+        return connected_for_good((self.vm_id, ServiceId.from_port(agent.PORT)))
 
     # -- the device
 

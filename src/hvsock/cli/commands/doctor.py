@@ -24,14 +24,19 @@ NOTE: Final = (
 @click.argument("source", metavar="[FROM", required=False, shell_complete=complete_partitions)
 @click.argument("target", metavar="TO", required=False, shell_complete=complete_addresses)
 @click.argument("service", metavar="SERVICE]", required=False, shell_complete=complete_services)
+@click.option("--report", is_flag=True, help="Print what a bug report needs, as Markdown to be pasted.")
 @json_option
-def doctor(source: str | None, target: str | None, service: str | None, as_json: bool) -> int:
+def doctor(source: str | None, target: str | None, service: str | None, report: bool, as_json: bool) -> int:
     """Check the environment; or say step by step why a connection works or not, and what to do about it.
 
     FROM is a partition: its name or VmId, host, or - for the one that this process speaks for. TO is what
     it would connect to: parent, loopback, silohost, a name or a VmId. The exit code is 1 where something
-    is wrong.
+    is wrong. --report tells of builds, kernel options, transports and QEMU, and of no user, machine or VM by name.
     """
+    if report:
+        if source is not None:
+            raise click.UsageError("--report is of the environment, and takes no FROM, TO and SERVICE")
+        return _report(as_json)
     if source is None:
         return _environment(as_json)
     if target is None or service is None:
@@ -40,16 +45,29 @@ def doctor(source: str | None, target: str | None, service: str | None, as_json:
 
 
 def _environment(as_json: bool) -> int:
-    from hvsock.cli.environment import examine
+    from hvsock.cli import checks
 
-    checks = examine()
-    ok = all(check.ok for check in checks)
+    found = [one.to_json() for one in checks.examine()]
+    ok = all(one["ok"] for one in found if one["needed"])
     if as_json:
-        print_json({"ok": ok, "checks": [check._asdict() for check in checks]})
-    else:
-        for check in checks:
-            _print_check(check.question, check.found, check.ok, check.cure)
+        print_json({"ok": ok, "checks": found})
+        return ExitCode.OK if ok else ExitCode.FAILED
+    for heading, members in checks.headed(found):
+        click.echo(heading)
+        for one in members:
+            _print_check(one["question"], one["found"], one["ok"], one["cure"], one["needed"])
     return ExitCode.OK if ok else ExitCode.FAILED
+
+
+def _report(as_json: bool) -> int:
+    from hvsock.cli.checks import report
+
+    made = report.made()
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(report.markdown(made), nl=False)
+    return ExitCode.OK
 
 
 def _explain(source: str, target: str, service: str, as_json: bool) -> int:
@@ -78,7 +96,8 @@ def _explain(source: str, target: str, service: str, as_json: bool) -> int:
     return ExitCode.OK if ok else ExitCode.FAILED
 
 
-def _print_check(question: str, found: str, ok: bool, cure: str | None) -> None:
-    click.echo(f"{click.style(mark(ok), fg='green' if ok else 'red')} {question} {found}")
+def _print_check(question: str, found: str, ok: bool, cure: str | None, needed: bool = True) -> None:
+    colour = "green" if ok else "red" if needed else "yellow"
+    click.echo(f"{click.style(mark(ok, needed), fg=colour)} {question} {found}")
     if cure:
         click.echo(f"  -> {cure}")

@@ -1,0 +1,175 @@
+"""What a bug report needs: builds, kernel options, transports, QEMU; no secrets, no names of users or machines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from hvsock import transport
+from hvsock._version import __version__
+from hvsock.cli.output import mark
+from hvsock.config import files
+from hvsock.errors import HvsockError
+from hvsock.fabric import paths
+
+from . import examine, headed, kernel, vms
+
+MIN_NAME_CHARACTERS: Final = 3
+"""Names that are shorter would be found everywhere in a text."""
+NO_SECRETS: Final = frozenset({"root", "localhost", "hvsock"})
+"""Names that tell nothing, and occur for other reasons."""
+DISTRIBUTIONS: Final = ("hvsock", "asyncssh", "click", "grpclib", "protobuf", "psrpcore", "qemu.qmp", "rich")
+"""Packages whose versions may matter."""
+
+Report = dict[str, Any]
+
+
+def made() -> Report:
+    """The report, with names taken out."""
+    path, options = kernel.options()
+    found: Report = {
+        "hvsock": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": _packages(),
+        "system": _system(),
+        "machine": platform.machine(),
+        "virtualization": _virtualization(),
+        "transport": str(transport.chosen()),
+        "configuration": files.settings().where or "none",
+        "qemu": _qemu(),
+        "guests": _guests(),
+        "kernel_options": {name: options.get(name, "n") for name in kernel.OPTIONS} if path else {},
+        "checks": [one.to_json() for one in examine()],
+    }
+    cleaned: Report = without(found, own_names())
+    return cleaned
+
+
+def _packages() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _system() -> str:
+    if sys.platform == "win32":
+        return platform.platform()
+    with contextlib.suppress(OSError):
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {platform.system()} {platform.release()}"
+    return f"{platform.system()} {platform.release()}"
+
+
+def _virtualization() -> str:
+    """What this machine is a guest of, as far as its kernel tells."""
+    if sys.platform != "linux":
+        return "unknown"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        if not re.search(r"^flags\s*:.*\bhypervisor\b", file.read(), re.MULTILINE):
+            return "none"
+    names = []
+    for name in ("sys_vendor", "product_name"):
+        with contextlib.suppress(OSError), open(f"/sys/class/dmi/id/{name}", encoding="utf-8") as file:
+            names.append(file.read().strip())
+    return f"a guest of {' '.join(filter(None, names)) or 'a hypervisor'}"
+
+
+def _qemu() -> str:
+    try:
+        return vms.qemu_says("--version").partition("\n")[0]
+    except HvsockError as error:
+        return f"none: {error}"
+
+
+def _guests() -> list[dict[str, Any]]:
+    """The VMs of this fabric, without their names."""
+    if sys.platform != "linux":
+        return []
+    from hvsock.vm import runs
+
+    told = ("state", "kernel", "accelerator", "memory", "cpus", "ready", "device_restarts")
+    return [{name: getattr(one, name) for name in told} for one in runs.all_runs(paths.fabric_folder())]
+
+
+def own_names() -> dict[str, str]:
+    """What must not be told, and what stands there instead: the user, the home folder, the machine."""
+    names = {os.path.expanduser("~"): "HOME"}
+    users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
+    if sys.platform != "win32":
+        import pwd
+
+        for uid in {os.getuid(), os.geteuid()}:
+            with contextlib.suppress(KeyError):
+                users.add(pwd.getpwuid(uid).pw_name)
+    names |= dict.fromkeys(users, "USER")
+    machine = socket.gethostname()
+    names |= {machine: "HOST", machine.partition(".")[0]: "HOST"}
+    return names
+
+
+def without(value: Any, names: Mapping[str, str]) -> Any:
+    """`value`, as JSON has it, with each of `names` replaced in its texts where it stands as a whole word."""
+    if isinstance(value, str):
+        for name in sorted(names, key=len, reverse=True):
+            if len(name) >= MIN_NAME_CHARACTERS and name not in NO_SECRETS:
+                value = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", names[name], value)
+        return value
+    if isinstance(value, list):
+        return [without(one, names) for one in value]
+    if isinstance(value, dict):
+        return {key: without(one, names) for key, one in value.items()}
+    return value
+
+
+def markdown(report: Report) -> str:
+    """The report as an issue takes it."""
+    rows = [
+        ("hvsock", report["hvsock"]),
+        ("Python", report["python"]),
+        ("system", f"{report['system']}, {report['machine']}"),
+        ("virtualization", report["virtualization"]),
+        ("transport", report["transport"]),
+        ("configuration", report["configuration"]),
+        ("QEMU", report["qemu"]),
+        ("packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items())),
+        *(
+            (f"guest {number}", ", ".join(f"{name} {value}" for name, value in guest.items()))
+            for number, guest in enumerate(report["guests"], 1)
+        ),
+    ]
+    options = [f"{name}={value}" for name, value in report["kernel_options"].items()]
+    return "\n".join(
+        [
+            "### hvsock doctor --report",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {_cell(text)} |" for name, text in rows),
+            "",
+            *_block("Kernel options", options or ["unknown: the kernel's options cannot be read"]),
+            *_block("Checks", _lines(report["checks"])),
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _block(title: str, lines: Iterable[str]) -> list[str]:
+    return [f"{title}:", "", "```", *(line.replace("`", "'") for line in lines), "```", ""]
+
+
+def _lines(checks: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for heading, members in headed(checks):
+        yield heading
+        yield from (f"{mark(one['ok'], one['needed'])} {one['question']} {one['found']}" for one in members)

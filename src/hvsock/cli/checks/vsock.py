@@ -1,0 +1,103 @@
+"""Checks of kernel vsock; they connect to nothing and listen nowhere, unless it is the chosen transport."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Final
+
+from hvsock import transport
+from hvsock.errors import HvsockError
+from hvsock.fabric import paths
+from hvsock.machines import known
+from hvsock.transport import Transport
+
+from . import kernel
+from .check import Answer, Group, asks, no, usable, yes
+
+DEVICE: Final = "/dev/vsock"
+VHOST_DEVICE: Final = "/dev/vhost-vsock"
+_OF_LINUX: Final = "AF_VSOCK is in Linux"
+
+
+def _need_linux() -> None:
+    if sys.platform != "linux":
+        raise HvsockError(_OF_LINUX)
+
+
+@asks("Does the kernel speak AF_VSOCK?")
+def _vsock() -> Answer:
+    _need_linux()
+    return kernel.answer(kernel.VSOCK)
+
+
+@asks("Is there the device that tells a guest its CID?")
+def _device() -> Answer:
+    _need_linux()
+    cure = f"as root: modprobe {kernel.VSOCK.name}; in a container, pass {DEVICE} in"
+    return _node(DEVICE, os.R_OK, cure)
+
+
+@asks("Is there a way from this guest to its host?")
+def _to_host() -> Answer:
+    _need_linux()
+    if known.is_host():
+        return yes("none is needed: this machine is a host, as the configuration says")
+    return kernel.answer(kernel.VIRTIO, kernel.HYPERV, kernel.VMCI)
+
+
+@asks("Is there a loopback?")
+def _loopback() -> Answer:
+    _need_linux()
+    return kernel.answer(kernel.LOOPBACK)
+
+
+@asks("Can this machine have guests by vhost-vsock?")
+def _vhost() -> Answer:
+    _need_linux()
+    found = kernel.answer(kernel.VHOST)
+    if not found.ok:
+        return found
+    return _node(VHOST_DEVICE, os.R_OK | os.W_OK, f"as root: chgrp kvm {VHOST_DEVICE}, and join that group")
+
+
+def _node(path: str, mode: int, cure: str) -> Answer:
+    """Whether a device is there and this user may open it; it is not opened."""
+    if not os.path.exists(path):
+        return no(f"no: {os.strerror(errno.ENOENT)}: {path}", cure)
+    if not os.access(path, mode):
+        return no(f"no: this user may not open {path}", cure)
+    return yes(f"yes: {path}")
+
+
+@asks(
+    "Can a socket of it be made?",
+    cure=f"as root: modprobe {kernel.VSOCK.name}, and the one of this guest's device",
+)
+def _socket() -> Answer:
+    from hvsock.sockets.chosen import socket
+
+    socket().close()
+    return yes(f"yes, and {transport.TRANSPORT_VARIABLE} chooses it")
+
+
+@asks(
+    "Does the host's broker answer?",
+    cure="on the host, give this guest a device of hvsock's: hvsock vm start, or hvsock device",
+)
+def _host() -> Answer:
+    from hvsock.fabric import client
+
+    if known.is_host():
+        return yes("none is needed: the configuration, libvirt or QEMU know the VMs")
+    client.call(paths.partition_folder(), "ping")
+    return yes("yes")
+
+
+GROUP: Final = Group(
+    Transport.VSOCK,
+    (_vsock, usable(Transport.VSOCK), _to_host),
+    when_chosen=(_socket, _host),
+    optional=(_device, _loopback, _vhost),
+)

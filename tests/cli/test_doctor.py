@@ -1,0 +1,144 @@
+"""What `hvsock doctor` checks of each transport, and its report for bugs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+assert sys.platform == "linux"
+
+from hvsock import availability
+from hvsock.cli import checks
+from hvsock.cli.checks import hybrid, hyperv, kernel, report, vms, vsock
+from hvsock.cli.checks.check import Answer, Check, asks, no, yes
+from hvsock.errors import HvsockError
+from hvsock.fabric.embedded import EmbeddedFabric
+from tests.cli.helpers import invoke, invoke_json
+
+CONFIG = "CONFIG_VSOCKETS=m\n# CONFIG_HYPERV_VSOCKETS is not set\nCONFIG_VHOST_VSOCK=y\n#\n# a heading\n"
+OPTIONS = {"CONFIG_VSOCKETS": "m", "CONFIG_HYPERV_VSOCKETS": "n", "CONFIG_VHOST_VSOCK": "y"}
+
+
+def test_the_kernels_options(tmp_path: Path) -> None:
+    assert kernel.parse_options(CONFIG) == OPTIONS
+    plain, packed, cut = (tmp_path / name for name in ("config", "config.gz", "cut.gz"))
+    plain.write_text(CONFIG)
+    packed.write_bytes(gzip.compress(CONFIG.encode()))
+    cut.write_bytes(packed.read_bytes()[:20])
+    none = tmp_path / "none"
+    assert kernel.options((str(none), str(cut), str(packed))) == (str(packed), OPTIONS)
+    assert kernel.options((str(none), str(plain))) == (str(plain), OPTIONS)
+    assert kernel.options((str(none),)) == (None, {})
+    assert kernel.config_paths("6.1")[0] == "/proc/config.gz"
+
+
+def test_what_there_is_of_a_module(tmp_path: Path) -> None:
+    def state(module: kernel.Module, known: dict[str, str]) -> kernel.State:
+        return kernel.state(module, known, root=str(tmp_path))
+
+    folder = tmp_path / "lib/modules" / platform.release()
+    assert "modprobe vsock; see CONFIG_VSOCKETS" in str(state(kernel.VSOCK, {}).cure)
+    assert "install the package" in str(state(kernel.VSOCK, OPTIONS).cure)
+    assert state(kernel.HYPERV, OPTIONS).cure == "boot a kernel with CONFIG_HYPERV_VSOCKETS=m"
+    assert state(kernel.VMCI, OPTIONS).words == "this kernel has no vmw_vsock_vmci_transport"
+    assert state(kernel.VHOST, OPTIONS) == (True, "vhost_vsock is built in", None)
+    folder.mkdir(parents=True)
+    (folder / "modules.dep").write_text("kernel/net/vmw_vsock/vsock.ko.xz: kernel/a.ko\nkernel/b-c.ko:\n")
+    (folder / "modules.builtin").write_text("kernel/net/vmw_vsock/hv_sock.ko\n")
+    assert state(kernel.VSOCK, OPTIONS) == (False, "vsock is not loaded", "as root: modprobe vsock")
+    assert not state(kernel.Module("a", "CONFIG_A"), {"CONFIG_A": "m"}).words.startswith("a is not loaded")
+    assert state(kernel.HYPERV, {}).words == "hv_sock is built in"
+    (tmp_path / "sys/module/vsock").mkdir(parents=True)
+    assert state(kernel.VSOCK, OPTIONS) == (True, "vsock is loaded", None)
+
+
+def test_a_check_that_raises_is_an_answer() -> None:
+    def check(error: Exception) -> Check:
+        @asks("Well?", cure="do this")
+        def function() -> Answer:
+            raise error
+
+        return function()
+
+    for error in (OSError("alas"), HvsockError("alas"), ImportError("alas")):
+        assert check(error) == ("Well?", "no: alas", False, "do this")
+    with pytest.raises(ValueError, match="alas"):
+        check(ValueError("alas"))
+    assert yes("yes") == ("yes", True, None)
+    assert no("no", "cure") == ("no", False, "cure")
+
+
+def found_by(group: checks.Group) -> dict[str, Check]:
+    return {one.question: one for one in (function() for function in (*group.checks, *group.optional))}
+
+
+def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernel, "state", lambda module, known: kernel.State(False, f"no {module.name}", "load it"))
+    for module, name in ((vsock, "DEVICE"), (availability, "VSOCK_DEVICE")):
+        monkeypatch.setattr(module, name, str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HVSOCK_QEMU", str(tmp_path / "qemu"))
+    for group in (vsock.GROUP, vms.GROUP):
+        for check in found_by(group).values():
+            assert not check.ok
+            assert check.cure
+    assert "to its host? no: no vmw_vsock_virtio_transport; no hv_sock; no vmw" in " ".join(
+        f"{one.question} {one.found}" for one in found_by(vsock.GROUP).values()
+    )
+    assert not found_by(hybrid.GROUP)["Is there a VMM that has them?"].ok
+    (tmp_path / "firecracker").write_text("")
+    (tmp_path / "firecracker").chmod(0o700)
+    assert found_by(hybrid.GROUP)["Is there a VMM that has them?"].found == "yes: firecracker"
+    assert not found_by(hyperv.GROUP)["Is this Windows?"].ok
+    monkeypatch.setattr(hyperv, "VMBUS", str(tmp_path))
+    assert "HVSOCK_TRANSPORT=vsock" in str(found_by(hyperv.GROUP)["Is this Windows?"].cure)
+
+
+def test_a_qemu_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    monkeypatch.setenv("HVSOCK_QEMU", str(program))
+    for body, found in (("exit 3", "does not answer"), ("echo QEMU 4.0", "QEMU 4.0 has no vhost-user-vsock-pci")):
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o700)
+        assert found in found_by(vms.GROUP)["Is QEMU there, with the device that hvsock needs?"].found
+
+
+def test_the_chosen_transport_alone_counts(hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = checks.Group("vsock", (lambda: Check("Is it?", "no", ok=False),))
+    monkeypatch.setattr(checks, "GROUPS", (checks.fabric.GROUP, missing))
+    assert invoke("doctor").stdout.endswith("vsock (not needed here):\n- Is it? no\n")
+    monkeypatch.setattr(checks, "GROUPS", (missing._replace(name="fabric"),))
+    found = invoke_json("doctor", code=1)
+    assert found["checks"] == [
+        {"group": "fabric", "needed": True, "question": "Is it?", "found": "no", "ok": False, "cure": None}
+    ]
+
+
+def test_the_report(hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("USER", "gwendolyn")
+    monkeypatch.setenv("HOME", str(tmp_path / "gwendolyn"))
+    monkeypatch.setenv("HVSOCK_DIR", str(tmp_path / "gwendolyn" / "none"))
+    found: dict[str, Any] = invoke_json("doctor", "--report")
+    assert {"hvsock", "python", "system", "transport", "qemu", "guests", "kernel_options", "checks"} <= set(found)
+    text = invoke("doctor", "--report").stdout
+    assert "| transport | fabric |" in text
+    assert "HOME/none" in text
+    for shown in (text, json.dumps(found)):
+        assert "gwendolyn" not in shown
+        assert str(tmp_path) not in shown
+    assert text.count("```") == 4
+    assert invoke("doctor", "--report", "-", "parent", "1", code=2).stdout == ""
+
+
+def test_names_that_are_not_told() -> None:
+    names = {"/home/ann": "HOME", "ann": "USER", "x": "USER", "root": "USER", "": "USER", "/": "HOME"}
+    told = {"a": ["/home/ann/x of ann's; anna, x, root"], "b": 3, "ann": None}
+    assert report.without(told, names) == {"a": ["HOME/x of USER's; anna, x, root"], "b": 3, "ann": None}
+    assert os.uname().nodename in report.own_names()

@@ -1,0 +1,464 @@
+"""Probes of addresses, names, options, errors and messages, put to every transport alike.
+
+A probe gets a :class:`Setting`: the ends of a transport, and the ways from one to the other. It raises
+AssertionError, or whatever the sockets raise, where something is otherwise than the reference says. Probes run on
+the host and in guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import select
+import socket as stdlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hvsock import (
+    HV_GUID_CHILDREN,
+    HV_GUID_WILDCARD,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECT_TIMEOUT,
+    HVSOCKET_CONNECTED_SUSPEND,
+    HVSOCKET_CONTAINER_PASSTHRU,
+    HVSOCKET_HIGH_VTL,
+    ServiceId,
+    VmId,
+)
+from hvsock.addresses import SERVICE_WILDCARD
+
+WAIT_SECONDS: Final = 30.0
+"""For one step; a guest under software emulation is slow."""
+A_MOMENT: Final = 0.05
+"""Seconds to wait for what does not come."""
+DEFAULT_CONNECT_TIMEOUT: Final = 2000
+"""Milliseconds."""
+MAX_CONNECT_TIMEOUT: Final = 300_000
+
+_PLACE: Final = re.compile(r" in \w+, line \d+: .*| outside the checks.*|; meanwhile .*")
+MakeSocket = Callable[[int], Any]
+"""Gives a fresh socket of a type, such as SOCK_STREAM, of one partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a connection comes about, and what its ends are called then.
+
+    Attributes:
+        calling: makes sockets of the partition that connects.
+        serving: makes sockets of that which listens.
+        bind: what the listener is bound to.
+        to: what is connected to.
+        near: the VmIds of the connecting end: its own, and its peer's.
+        far: those of the accepted end.
+    """
+
+    calling: MakeSocket
+    serving: MakeSocket
+    bind: VmId
+    to: VmId
+    near: tuple[VmId, VmId]
+    far: tuple[VmId, VmId]
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """A form that a transport does not have, and the error that says so.
+
+    Attributes:
+        make: makes sockets of the partition that tries.
+        call: "bind" or "connect".
+        vm_id: the address.
+        code: the errno.
+    """
+
+    make: MakeSocket
+    call: str
+    vm_id: VmId
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A transport, as probes see it.
+
+    Attributes:
+        forms: the address forms, by the probe's name; those that are not there are not run.
+        calling_here: a way whose connecting socket is of this process.
+        serving_here: a way whose listening socket is.
+        port_service: gives a fresh service that is a port.
+        guid_service: gives a fresh service that is none.
+        absent: errno of what the transport says it does not have, by the probe's name; None where it says nothing.
+        skipped: names of probes that cannot be run here.
+    """
+
+    forms: Mapping[str, Way | Lack]
+    calling_here: Way
+    serving_here: Way
+    port_service: Callable[[], ServiceId]
+    guid_service: Callable[[], ServiceId]
+    absent: Mapping[str, int | None] = field(default_factory=dict)
+    skipped: frozenset[str] = frozenset()
+
+
+@contextlib.contextmanager
+def listening(way: Way, service: ServiceId, type: int = stdlib.SOCK_STREAM) -> Iterator[Any]:
+    """A listener, with a time-out."""
+    with way.serving(type) as listener:
+        listener.settimeout(WAIT_SECONDS)
+        listener.bind((way.bind, service))
+        listener.listen()
+        yield listener
+
+
+@contextlib.contextmanager
+def connected(
+    way: Way, service: ServiceId, type: int = stdlib.SOCK_STREAM
+) -> Iterator[tuple[Any, Any, tuple[str, str]]]:
+    """A connection: both ends, and the peer's address as accept tells it."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(way, service, type))
+        near = stack.enter_context(way.calling(type))
+        near.settimeout(WAIT_SECONDS)
+        near.connect((way.to, service))
+        far, peer = listener.accept()
+        stack.enter_context(far)
+        far.settimeout(WAIT_SECONDS)
+        yield near, far, tuple(peer)
+
+
+def both_ways(near: Any, far: Any) -> None:
+    """A few bytes arrive."""
+    for one, other in ((near, far), (far, near)):
+        one.sendall(b"to the other end")
+        got = b""
+        while len(got) < 16:
+            piece = other.recv(16 - len(got))
+            assert piece, "the stream ended"
+            got += piece
+        assert got == b"to the other end", got
+
+
+def refused(code: int | tuple[int, ...], call: Callable[..., object], *arguments: Any) -> None:
+    """Require that a call fails with errno `code`."""
+    codes = code if isinstance(code, tuple) else (code,)
+    wanted = " or ".join(errno.errorcode[one] for one in codes)
+    try:
+        call(*arguments)
+    except OSError as error:
+        seen, words = error.errno, errno.errorcode.get(error.errno or 0, str(error))
+    else:
+        seen, words = None, "no error"
+    assert seen in codes, f"{words} came, where {wanted} had to"
+
+
+def form(setting: Setting, name: str) -> None:
+    """An address form carries bytes both ways; or is refused as it should be."""
+    found = setting.forms[name]
+    if isinstance(found, Lack):
+        with found.make(stdlib.SOCK_STREAM) as sock:
+            refused(found.code, getattr(sock, found.call), (found.vm_id, setting.port_service()))
+        return
+    with connected(found, setting.port_service()) as (near, far, _):
+        both_ways(near, far)
+
+
+FORMS: Final = (
+    *(f"connect_{name}" for name in ("parent", "loopback", "vm_id", "cid", "silohost")),
+    *(f"listen_{name}" for name in ("any", "children", "parent", "loopback", "vm_id", "silohost")),
+)
+
+
+def service_port(setting: Setting) -> None:
+    """A service of the vsock template."""
+    with connected(setting.calling_here, setting.port_service()) as (near, far, _):
+        both_ways(near, far)
+
+
+def service_guid(setting: Setting) -> None:
+    """A service that has no port."""
+    with connected(setting.calling_here, setting.guid_service()) as (near, far, _):
+        both_ways(near, far)
+
+
+def service_fresh(setting: Setting) -> None:
+    """A bind to zero takes a service of its own."""
+    way = setting.serving_here
+    with way.serving(stdlib.SOCK_STREAM) as one, way.serving(stdlib.SOCK_STREAM) as other:
+        for sock in (one, other):
+            sock.bind((way.bind, SERVICE_WILDCARD))
+        names = [sock.getsockname()[1] for sock in (one, other)]
+        assert SERVICE_WILDCARD not in names
+        assert names[0] != names[1]
+
+
+def destination_wildcard(setting: Setting) -> None:
+    """What takes from many is nowhere to connect to."""
+    service = setting.port_service()
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        for vm_id in (HV_GUID_WILDCARD, HV_GUID_CHILDREN):
+            refused(errno.EADDRNOTAVAIL, sock.connect, (vm_id, service))
+
+
+def names_of_both_ends(setting: Setting) -> None:
+    """getsockname and getpeername, of every way there is, and what accept tells."""
+    ways = [one for one in setting.forms.values() if isinstance(one, Way)]
+    for way in ways:
+        with connected(way, setting.port_service()) as (near, far, peer):
+            found = [(end.getsockname()[0], end.getpeername()[0]) for end in (near, far)]
+            for ids, wanted in zip(found, (way.near, way.far), strict=True):
+                assert tuple(ids) == wanted, f"{ids}, where {wanted} had to come"
+            assert peer[0] == way.far[1]
+
+
+def names_of_services(setting: Setting) -> None:
+    """Both ends know which service it is."""
+    service = setting.port_service()
+    with connected(setting.calling_here, service) as (near, far, _):
+        for found in (near.getpeername()[1], far.getsockname()[1]):
+            assert found == service, f"{found}, where {service} had to come"
+
+
+def names_of_connectors(setting: Setting) -> None:
+    """The accepted end knows the connector's own service."""
+    with connected(setting.calling_here, setting.port_service()) as (near, far, peer):
+        for found in (far.getpeername()[1], peer[1]):
+            assert found == near.getsockname()[1], "another service than the connector's own"
+
+
+def select_listening(setting: Setting) -> None:
+    """A listener becomes readable when a connection comes, and only then."""
+    way, service = setting.serving_here, setting.port_service()
+    with listening(way, service) as listener, way.calling(stdlib.SOCK_STREAM) as near:
+        assert not select.select([listener], [], [], 0)[0]
+        near.settimeout(WAIT_SECONDS)
+        near.connect((way.to, service))
+        assert select.select([listener], [], [], WAIT_SECONDS)[0]
+        listener.accept()[0].close()
+        assert not select.select([listener], [], [], 0)[0]
+
+
+def select_connecting(setting: Setting) -> None:
+    """A connect that does not wait makes its socket writable when it is settled, well or not."""
+    way, service = setting.calling_here, setting.port_service()
+    for there in (True, False):
+        with ExitStack() as stack:
+            if there:
+                listener = stack.enter_context(listening(way, service))
+            near = stack.enter_context(way.calling(stdlib.SOCK_STREAM))
+            near.setblocking(False)
+            code = near.connect_ex((way.to, service))
+            assert code in (errno.EINPROGRESS, 0 if there else errno.ECONNREFUSED), errno.errorcode.get(code, code)
+            if code == errno.EINPROGRESS:
+                assert select.select([], [near], [], WAIT_SECONDS)[1]
+                code = near.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
+            assert code == (0 if there else errno.ECONNREFUSED), errno.errorcode.get(code, code)
+            if there:
+                listener.accept()[0].close()
+
+
+def accept_nonblocking(setting: Setting) -> None:
+    """An accept that would wait says so."""
+    with listening(setting.serving_here, setting.port_service()) as listener:
+        listener.settimeout(0)
+        refused(errno.EAGAIN, listener.accept)
+
+
+def accept_timeout(setting: Setting) -> None:
+    """An accept waits as long as it may, and the listener is as good as before."""
+    way, service = setting.serving_here, setting.port_service()
+    with listening(way, service) as listener, way.calling(stdlib.SOCK_STREAM) as near:
+        listener.settimeout(A_MOMENT)
+        try:
+            listener.accept()
+        except TimeoutError:
+            pass
+        else:
+            raise AssertionError("somebody was accepted")
+        listener.settimeout(WAIT_SECONDS)
+        near.settimeout(WAIT_SECONDS)
+        near.connect((way.to, service))
+        listener.accept()[0].close()
+
+
+def option_default(setting: Setting) -> None:
+    """What nobody has set can be read; it is another for hybrid sockets."""
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) >= DEFAULT_CONNECT_TIMEOUT
+
+
+def option_connect_timeout(setting: Setting) -> None:
+    """Its largest value, and what is too much."""
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT)
+        assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == MAX_CONNECT_TIMEOUT
+        for much in (MAX_CONNECT_TIMEOUT + 1, -1):
+            refused(errno.EINVAL, sock.setsockopt, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, much)
+        assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == MAX_CONNECT_TIMEOUT
+
+
+def _is_a_switch(setting: Setting, option: int) -> None:
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        for value in (1, 0):
+            sock.setsockopt(HV_PROTOCOL_RAW, option, value)
+            assert sock.getsockopt(HV_PROTOCOL_RAW, option) == value
+
+
+def option_connected_suspend(setting: Setting) -> None:
+    """It is kept."""
+    _is_a_switch(setting, HVSOCKET_CONNECTED_SUSPEND)
+
+
+def option_container_passthru(setting: Setting) -> None:
+    """It is kept."""
+    _is_a_switch(setting, HVSOCKET_CONTAINER_PASSTHRU)
+
+
+def option_high_vtl(setting: Setting) -> None:
+    """It is kept."""
+    _is_a_switch(setting, HVSOCKET_HIGH_VTL)
+
+
+def error_nobody_listens(setting: Setting) -> None:
+    """A refusal, after which the same socket may try again."""
+    way, service = setting.calling_here, setting.port_service()
+    with way.calling(stdlib.SOCK_STREAM) as near:
+        near.settimeout(WAIT_SECONDS)
+        refused(errno.ECONNREFUSED, near.connect, (way.to, service))
+        with listening(way, service) as listener:
+            near.connect((way.to, service))
+            far, _ = listener.accept()
+            with far:
+                far.settimeout(WAIT_SECONDS)
+                both_ways(near, far)
+
+
+def error_unknown_vm(setting: Setting) -> None:
+    """A VmId that is nobody's."""
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        refused((errno.EHOSTUNREACH, errno.ENETUNREACH), sock.connect, (VmId.new(), setting.port_service()))
+
+
+def error_bound_twice(setting: Setting) -> None:
+    """An address is bound once."""
+    way, service = setting.serving_here, setting.port_service()
+    with listening(way, service), way.serving(stdlib.SOCK_STREAM) as other:
+
+        def bind_and_listen() -> None:  # hybrid sockets know no sooner
+            other.bind((way.bind, service))
+            other.listen()
+
+        refused(errno.EADDRINUSE, bind_and_listen)
+
+
+def error_no_names(setting: Setting) -> None:
+    """A fresh socket has no name, no peer, and nothing to listen on."""
+    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
+        refused(errno.EINVAL, sock.getsockname)
+        refused(errno.ENOTCONN, sock.getpeername)
+        refused(errno.EINVAL, sock.listen)
+
+
+def error_connected_already(setting: Setting) -> None:
+    """A socket connects once."""
+    way, service = setting.calling_here, setting.port_service()
+    with connected(way, service) as (near, _, _):
+        refused(errno.EISCONN, near.connect, (way.to, service))
+
+
+def error_datagram(setting: Setting) -> None:
+    """There are no datagrams."""
+    refused(errno.ESOCKTNOSUPPORT, setting.calling_here.calling, stdlib.SOCK_DGRAM)
+
+
+def seqpacket_messages(setting: Setting) -> None:
+    """Two messages are two, however they are asked for."""
+    with connected(setting.calling_here, setting.port_service(), stdlib.SOCK_SEQPACKET) as (near, far, _):
+        for one, other in ((near, far), (far, near)):
+            one.send(b"first")
+            one.send(b"the second one")
+            assert other.recv(99) == b"first"
+            assert other.recv(99) == b"the second one"
+
+
+Probe = Callable[[Setting], None]
+
+
+def _of_form(name: str) -> Probe:
+    return lambda setting: form(setting, name)
+
+
+PROBES: Final[Mapping[str, Probe]] = {
+    **{name: _of_form(name) for name in FORMS},
+    **{
+        one.__name__: one
+        for one in (
+            *(service_port, service_guid, service_fresh, destination_wildcard, names_of_both_ends),
+            *(
+                names_of_services,
+                names_of_connectors,
+                select_listening,
+                select_connecting,
+                accept_nonblocking,
+                accept_timeout,
+            ),
+            *(
+                option_default,
+                option_connect_timeout,
+                option_connected_suspend,
+                option_container_passthru,
+                option_high_vtl,
+            ),
+            *(error_nobody_listens, error_unknown_vm, error_bound_twice, error_no_names),
+            *(error_connected_already, error_datagram, seqpacket_messages),
+        )
+    },
+}
+"""By name, in the order in which they are run."""
+
+PASSED: Final = "pass"
+NOT_RUN: Final = "not run"
+ABSENT: Final = "no"
+ONLY_ONE_WAY: Final = "pass, one end"
+"""Where a check was run for one end alone, since the other is in another machine."""
+FAILED: Final = "fail"
+
+
+def outcome_of(setting: Setting, name: str) -> str:
+    """What became of a probe: a word of those above, after "no" and "fail" with a colon and what came instead."""
+    if name in setting.skipped or (name in FORMS and name not in setting.forms):
+        return NOT_RUN
+    try:
+        if name in setting.absent:
+            return _absence(setting, name, setting.absent[name])
+        PROBES[name](setting)
+    except Exception as error:
+        return f"{FAILED}: {said(error)}"
+    found = setting.forms.get(name)
+    return f"{ABSENT}: {errno.errorcode[found.code]}" if isinstance(found, Lack) else PASSED
+
+
+def _absence(setting: Setting, name: str, code: int | None) -> str:
+    """The outcome of a probe of what a transport does not have, which is put to it all the same."""
+    if code is not None:
+        refused(code, PROBES[name], setting)
+        return f"{ABSENT}: {errno.errorcode[code]}"
+    try:
+        PROBES[name](setting)
+    except AssertionError:
+        return ABSENT
+    return f"{FAILED}: it is there, and had not to be"
+
+
+def said(error: Exception) -> str:
+    """An error on one line, with its kind unless it is a check's own words, and without the place in the code."""
+    text = _PLACE.sub("", " ".join(str(error).split()))
+    return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
+
+
+def run_probes(setting: Setting) -> dict[str, str]:
+    """The outcome of every probe, whatever became of the others."""
+    return {name: outcome_of(setting, name) for name in PROBES}

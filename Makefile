@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The tests start hundreds of processes, each of which would compile all that it imports where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup qemu demo test soak check bench bench-vm matrix clean
+.PHONY: setup qemu wine demo test soak check bench bench-vm matrix clean
 
 setup: $(VENV)/.dev-installed
 
@@ -35,6 +35,10 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.runtime-installed
 qemu:
 	@tools/install-qemu
 
+# Wine, whose regedit tries our .reg files; in the same way.
+wine:
+	@tools/install-wine
+
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
@@ -45,7 +49,7 @@ test: setup qemu
 	$(BIN)/python -m pytest $(TWO) --ignore=tests/test_core_coverage.py
 
 # The fuzzer that is guided by coverage; without it, the others still run.
-soak: setup qemu
+soak: setup qemu wine
 	-$(PIP) install --group fuzz
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest $(TWO) --timeout=7200 -o faulthandler_timeout=7100
 

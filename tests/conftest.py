@@ -47,6 +47,7 @@ if sys.platform != "linux":
         "examples",
         "fabric",
         "faults",
+        "registry/test_wine.py",
         *(f"hybrid/test_{name}.py" for name in ("connecting", "following", "limits", "listening", "serving")),
         "hybrid/test_vhost_device.py",
         "interop",

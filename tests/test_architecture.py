@@ -123,7 +123,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
         *("hvsock.services.types", *PURE_OF_SERVICES),
-        *("hvsock.notify", "hvsock.kept"),
+        *("hvsock.notify", "hvsock.kept", "hvsock.windows"),
         *("hvsock.nbd", *PURE_OF_NBD),
         *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID, *NAMED, "hvsock.names", "hvsock.availability"),
         *("hvsock.hybrid.connecting", "hvsock.hybrid.listening"),

@@ -101,6 +101,22 @@ def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tm
     assert "HVSOCK_TRANSPORT=vsock" in str(found_by(hyperv.GROUP)["Is this Windows?"].cure)
 
 
+def test_builds_of_hyper_vs_guests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    question = "Does this build have Hyper-V's sockets?"
+    monkeypatch.setattr(hyperv, "VMBUS", str(tmp_path / "none"))
+    assert "neither Windows nor a guest" in found_by(hyperv.GROUP)[question].found
+    monkeypatch.setattr(hyperv, "VMBUS", str(tmp_path))
+    for release, ok, words in (
+        ("4.9.1", False, "no: kernel 4.9.1 is older than Linux 4.14"),
+        ("5.5.0", True, "came with Linux 5.6"),
+        ("6.1.0-18-amd64", True, "yes: kernel 6.1.0-18-amd64, Linux 5.6 or newer"),
+    ):
+        monkeypatch.setattr(platform, "release", lambda release=release: release)
+        check = found_by(hyperv.GROUP)[question]
+        assert (check.ok, check.cure is None) == (ok, ok)
+        assert words in check.found
+
+
 def test_a_qemu_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "qemu"
     monkeypatch.setenv("HVSOCK_QEMU", str(program))

@@ -113,6 +113,7 @@ MISTAKES = {
     f"[{VM}]\nport = 1": rf": {VM}\.port: there is no such key; there are: id, cid, path, vmm",
     f"[{VM}]\ncid = 0": rf": {VM}\.cid: it is a number from 1 to 4294967294, not 0",
     f"[{VM}]\ncid = 4294967295": rf": {VM}\.cid: it is a number",
+    f"[{VM}]\ncid = 1\nid = '{ID}'": rf": {VM}\.id: context id 1 is no VM's, and has no id of its own",
     f"[{VM}]\ncid = true": rf": {VM}\.cid: it is a number",
     f"[{VM}]\ncid = 3.0": rf": {VM}\.cid: it is a number",
     f"[{VM}]\nid = 'x'": rf": {VM}\.id: it is a GUID, not 'x'",

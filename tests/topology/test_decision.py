@@ -227,6 +227,28 @@ def test_a_device_is_not_asked_for_its_own_vm_nor_for_another(to: VmId | str) ->
     assert verdict.reason is Reason.NO_LISTENER
 
 
+def test_the_way_up_takes_what_is_for_the_parent_of_the_host() -> None:
+    """And nothing else; who asks for what is the outer fabric's affair, so no registration is asked for."""
+    out = {("host", HV_GUID_PARENT, False), ("host", HV_GUID_PARENT, True), ("jail", HV_GUID_PARENT, True)}
+    for service in (False, True):
+        world, bare = World(), World()
+        if service:
+            for one in (world, bare):
+                one.register(Settings(enabled=False))
+        way_up = world.device("host")
+        for source, to, passthru in product(NAMES, (*WORDS, *NAMES), (False, True)):
+            verdict = world.connect(source, to, passthru=passthru, subject=STRANGER)
+            if (source, to, passthru) in out:
+                assert verdict == Grant(way_up, world["host"], Relation.CHILD, ECHO.port)
+                (step,) = world.explain(source, to, passthru=passthru)
+                assert "the way up" in step.found
+            else:
+                assert verdict == bare.connect(source, to, passthru=passthru, subject=STRANGER)
+    world.listeners.clear()
+    world.device("host", listening=False)
+    assert outcome(world.connect("host", HV_GUID_PARENT)) == errno.EADDRNOTAVAIL
+
+
 def test_a_device_that_does_not_listen_is_none() -> None:
     world = World().register().at_port(7)
     world.device("web", listening=False)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from hvsock.addresses import WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
-from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX, VSOCK_CID_MAX, VSOCK_PORT_MAX
+from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_MAX, VSOCK_CID_MAX, VSOCK_PORT_MAX, VSOCK_RESERVED_CIDS
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.hybrid.profiles import PROFILES, profile_named
 from hvsock.topology.partitions import check_partition_name
@@ -125,6 +125,8 @@ def _vm(name: str, row: _Table, vmm: str | None) -> Vm:
     vm_id = row.get("id", _vm_id)
     if vm_id is None and cid is None and path is None:
         raise row.wrong("a VM has at least one of id, cid and path")
+    if vm_id is not None and cid in VSOCK_RESERVED_CIDS:
+        raise row.wrong(f"context id {cid} is no VM's, and has no id of its own", "id")
     if vm_id is None:
         vm_id = vm_id_of_cid(cid) if cid is not None else vm_id_of_path(path or "")
     return Vm(name, vm_id, cid, path, row.get("vmm", _vmm) or vmm)

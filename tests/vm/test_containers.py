@@ -23,7 +23,7 @@ from tests.containers import container_command
 from tests.relay.test_containers import IN_CONTAINER, saying
 from tests.vm.support import console_log, default_guest, guest_image, needs_qemu, started, wait_for_line
 
-pytestmark = [needs_qemu, pytest.mark.timeout(300)]
+pytestmark = [needs_qemu, pytest.mark.timeout(600)]
 
 BOX: Final = VmId("22222222-3333-4444-8555-666666666666")
 FABRIC: Final = "/run/fabric"

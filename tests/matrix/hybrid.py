@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from hvsock.config.files import CONFIG_VARIABLE
-from hvsock.sockets.hybrid.socket import socket as hybrid_socket
-
 import hvsock
 from hvsock.addresses import (
     HV_GUID_CHILDREN,
@@ -25,6 +22,8 @@ from hvsock.addresses import (
     ServiceId,
     VmId,
 )
+from hvsock.config.files import CONFIG_VARIABLE
+from hvsock.sockets.hybrid.socket import socket as hybrid_socket
 
 assert sys.platform == "linux"
 

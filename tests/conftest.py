@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,9 @@ from tests.support import FEW, SOAK, sample
 
 # `make test` tries the same examples in every run, so that a failure is one of the change at hand;
 # `make soak` looks for new ones. Neither asserts a time.
-settings.register_profile("hvsock", derandomize=not SOAK, deadline=None, print_blob=True)
+settings.register_profile(
+    "hvsock", max_examples=sample(40, 100), derandomize=not SOAK, deadline=None, print_blob=True
+)
 settings.load_profile("hvsock")
 settings.register_profile("few", max_examples=sample(100, 100), database=None)
 if FEW:
@@ -77,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
     items.sort(key=lambda item: not has_vms(item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Sets all that was collected aside: no look for garbage goes through it again, here or in forked children."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

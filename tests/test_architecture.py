@@ -28,6 +28,7 @@ PURE_OF_POWERSHELL = tuple(
 )
 """Each may import those before it."""
 PURE_OF_HYBRID = ("hvsock.hybrid.profiles", "hvsock.hybrid.handshake")
+PURE_OF_NBD = ("hvsock.nbd.handshake",)
 CONFIG = ("hvsock.config.settings", "hvsock.config.files")
 NAMED = (*BASE, *CONFIG, "hvsock.transport", "hvsock.machines", "hvsock.urls")
 """What knows the written forms of addresses, and VMs without a broker."""
@@ -68,6 +69,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.fabric.door": ("hvsock.fabric.reactor",),
     "hvsock.fabric.vsocklink": BASE,
     "hvsock.fabric.client": (*WIRE, "hvsock.config.files", "hvsock.transport", "hvsock.fabric.vsocklink"),
+    "hvsock.fabric.couriers": (*(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),),
     "hvsock.fabric.broker": (*WIRE, "hvsock.fabric.reactor", "hvsock.notify"),
     "hvsock.fabric.embedded": (*WIRE, "hvsock.fabric.client", "hvsock.fabric.broker"),
     "hvsock.names": (*NAMED, "hvsock.fabric.client"),
@@ -88,17 +90,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock": (*BASE, "hvsock._version", "hvsock.sockets"),
     "hvsock.device": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door", "hvsock.virtio"),
+        "hvsock.fabric.couriers",
     ),
     "hvsock.relay": (
         *NAMED,
         *(*WIRE, "hvsock.transport", "hvsock.tied", "hvsock.fabric.client", "hvsock.fabric.reactor"),
-        *("hvsock.sockets", "hvsock.kept"),
+        *("hvsock.sockets", "hvsock.kept", "hvsock.fabric.couriers"),
     ),
     "hvsock.hybrid": (
         *(*WIRE, "hvsock.fabric.client", "hvsock.fabric.reactor", "hvsock.fabric.door"),
         *("hvsock.sockets", "hvsock.relay", "hvsock.hybrid.connecting", "hvsock.hybrid.listening"),
         *PURE_OF_HYBRID,
     ),
+    "hvsock.nbd.handshake": BASE,
+    "hvsock.nbd": (*BASE, "hvsock.fabric.reactor", "hvsock.relay", *PURE_OF_NBD),
     "hvsock.services.types": (),
     **dict.fromkeys(PURE_OF_SERVICES, (*BASE, "hvsock.services.types")),
     **{name: (*BASE, *PURE_OF_POWERSHELL[:place]) for place, name in enumerate(PURE_OF_POWERSHELL)},
@@ -119,6 +124,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.transport", "hvsock.virtio", "hvsock.device", "hvsock.services", "hvsock.tied"),
         *("hvsock.services.types", *PURE_OF_SERVICES),
         *("hvsock.notify", "hvsock.kept"),
+        *("hvsock.nbd", *PURE_OF_NBD),
         *("hvsock.relay", "hvsock.hybrid", *PURE_OF_HYBRID, *NAMED, "hvsock.names", "hvsock.availability"),
         *("hvsock.hybrid.connecting", "hvsock.hybrid.listening"),
     ),
@@ -141,6 +147,7 @@ PURE = (
     "hvsock.services.types",
     *PURE_OF_SERVICES,
     *PURE_OF_HYBRID,
+    *PURE_OF_NBD,
     *PURE_OF_MACHINES,
     *("hvsock.urls", "hvsock.config.settings", "hvsock.config.schema"),
 )

@@ -14,6 +14,7 @@ import pytest
 
 assert sys.platform == "linux"
 
+from hvsock import availability
 from hvsock.cli import checks
 from hvsock.cli.checks import hybrid, hyperv, kernel, report, vms, vsock
 from hvsock.cli.checks.check import Answer, Check, asks, no, yes
@@ -80,7 +81,8 @@ def found_by(group: checks.Group) -> dict[str, Check]:
 
 def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel, "state", lambda module, known: kernel.State(False, f"no {module.name}", "load it"))
-    monkeypatch.setattr(vsock, "DEVICE", str(tmp_path / "none"))
+    for module, name in ((vsock, "DEVICE"), (availability, "VSOCK_DEVICE")):
+        monkeypatch.setattr(module, name, str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HVSOCK_QEMU", str(tmp_path / "qemu"))
     for group in (vsock.GROUP, vms.GROUP):

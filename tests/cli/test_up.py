@@ -125,7 +125,7 @@ def test_services_registered_before_and_after_the_start(folder: str) -> None:
 
 
 def test_a_pipe_and_a_listener_live_on_when_the_broker_is_killed_and_started_again(folder: str) -> None:
-    size = sample(48 << 20, 1 << 30)
+    size = sample(16 << 20, 1 << 30)
     invoke("service", "register", "pipe")
     invoke("service", "register", "echo")
     resume = threading.Event()

@@ -12,7 +12,7 @@ import pytest
 import hvsock
 from hvsock.testing import Features, MakePair, applicable_checks, check_stream, lockstep_pair, memory_pair
 from hvsock.testing.fabric import EmbeddedFabric, fabric
-from tests.support import sample
+from tests.support import SOAK, sample
 
 assert sys.platform == "linux"
 
@@ -107,8 +107,16 @@ def places() -> Iterator[Places]:
         yield Places(made)
 
 
-@pytest.mark.parametrize("check", applicable_checks(Features()))
-@pytest.mark.parametrize("connection", FABRIC)
+def _over_the_fabric() -> list[tuple[str, str]]:
+    """Connections with checks: all of both in the soak, else every check with two of the connections in turn."""
+    connections, pairs = list(FABRIC), []
+    for number, check in enumerate(applicable_checks(Features())):
+        turn = [connections[(number + step) % len(connections)] for step in (0, len(connections) // 2)]
+        pairs += [(connection, check) for connection in (connections if SOAK else turn)]
+    return pairs
+
+
+@pytest.mark.parametrize(("connection", "check"), _over_the_fabric())
 def test_fabric_passes(places: Places, connection: str, check: str) -> None:
     """Each kind of connection over the fabric passes each check."""
     for seed in range(sample(1, 5)):

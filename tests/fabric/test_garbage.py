@@ -385,7 +385,7 @@ def test_whatever_comes_the_broker_goes_on(impatient: EmbeddedFabric, caplog: py
                 return str(one["folder"])
         return impatient.create_partition("web01").folder
 
-    @settings(max_examples=sample(150, 20_000), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=sample(50, 20_000), suppress_health_check=list(HealthCheck))
     @given(st.sampled_from([STREAM, SEQPACKET]), st.booleans(), st.lists(pieces, min_size=1, max_size=3), endings)
     def attack(type_: int, from_host: bool, parts: list[tuple[bytes, int]], ending: str) -> None:
         sock = control(host if from_host else guest(), type_)

@@ -1,4 +1,4 @@
-"""10,000 connections at once between 100 partitions: each echoes, and none is lost."""
+"""2,000 connections at once between 100 partitions, 10,000 in the soak: each echoes, and none is lost."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from hvsock.registry import Registry
 
 assert sys.platform == "linux"
 
+from tests.support import sample
+
 from .processes import BrokerProcess, child
 
-CONNECTIONS = 10_000
+CONNECTIONS = sample(2_000, 10_000)
 PARTITIONS = 100
 SPARE_DESCRIPTORS = 200
 
@@ -51,7 +53,7 @@ def _serve(listener: hvsock.socket) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_ten_thousand_connections_at_once(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_thousands_of_connections_at_once(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """All are open at the same time, every one echoes, also after the broker was killed and started again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < CONNECTIONS + SPARE_DESCRIPTORS:

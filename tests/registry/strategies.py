@@ -13,9 +13,10 @@ from hvsock.errors import UsageError
 from hvsock.registry.entries import MAX_PORT_ALIAS, MAX_UNIX_ID, ServiceEntry, check_service_name, name_key
 from hvsock.registry.forwards import Forward
 from hvsock.topology.access import Allowed, Settings
+from hvsock.topology.sddl import parse_sddl
 from tests.support import sample
 
-EXAMPLES = sample(40, 2_000)
+EXAMPLES = sample(20, 2_000)
 """How many registries a test looks at."""
 
 
@@ -43,12 +44,24 @@ vm_ids = guids.map(VmId).filter(lambda guid: guid not in WELL_KNOWN_VMIDS.values
 times = st.floats(0, 4_000_000_000).map(lambda seconds: round(seconds, 6))
 _ids = st.frozensets(st.integers(0, MAX_UNIX_ID), max_size=3)
 allowed = st.builds(Allowed, st.booleans(), _ids, _ids)
+access = allowed | st.sampled_from(
+    [
+        "D:P(A;;FA;;;SY)(A;;FA;;;BA)",
+        "D:P(D;;FA;;;WD)",
+        "D:",
+        "O:BAD:NO_ACCESS_CONTROL",
+        "D:(A;OICI;GRGW;;;S-1-5-83-0)",
+    ]
+).map(parse_sddl)
+settings_of_defaults = st.builds(
+    Settings, wildcard_binds=st.none() | st.booleans(), bind=st.none() | access, connect=st.none() | access
+)
 settings_of_services = st.builds(
     Settings,
     enabled=st.none() | st.booleans(),
     wildcard_binds=st.none() | st.booleans(),
-    bind=st.none() | allowed,
-    connect=st.none() | allowed,
+    bind=st.none() | access,
+    connect=st.none() | access,
 )
 forwards = st.builds(Forward, st.sampled_from(["/run/web.sock", "/tmp/Grüße 你好/s: 1"]), st.none()) | st.builds(
     Forward, st.sampled_from(["127.0.0.1", "127.9.8.7", "::1"]), st.integers(1, 65_535)

@@ -25,10 +25,10 @@ if sys.platform == "win32":
 from tests.registry.processes import Say, in_child, running
 
 INBOX = {entry.id for entry in inbox_entries(0.0)}
-KILLS = sample(30, 1_000)
+KILLS = sample(10, 1_000)
 CREATIONS = sample(20, 500)
 WRITERS = 4
-REGISTERS_EACH = sample(20, 200)
+REGISTERS_EACH = sample(10, 200)
 MOST_SECONDS = 0.02
 """A killed writer lives that long after its first commit: some ten commits."""
 
@@ -149,7 +149,7 @@ def test_kill_9_while_the_registry_is_made(tmp_path: Path) -> None:
 
 
 def test_processes_that_make_the_registry_at_once_agree_on_one(tmp_path: Path) -> None:
-    for number in range(sample(5, 100)):
+    for number in range(sample(2, 100)):
         folder = tmp_path / str(number)
         folder.mkdir()
         start = time.monotonic() + 0.02

@@ -22,7 +22,7 @@ import pytest
 from hvsock.addresses import ServiceId
 from hvsock.errors import HvsockError, NoFabricError, RefusedError, StateError
 from hvsock.registry import Registry, ServiceName, database
-from hvsock.registry.database import APPLICATION_ID, BUSY_TIMEOUT_MS, FILE_NAME, NEW_PREFIX
+from hvsock.registry.database import APPLICATION_ID, BUSY_TIMEOUT_MS, FILE_NAME, NEW_PREFIX, SCHEMA_VERSION
 from hvsock.registry.entries import inbox_entries
 
 if sys.platform == "win32":
@@ -80,7 +80,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     content = (tmp_path / FILE_NAME).read_bytes()
     assert content[:16] == b"SQLite format 3\0"
     assert content[18:20] == b"\1\1"  # a rollback journal, for writing and for reading
-    assert content[60:64] == b"\0\0\0\2"  # user_version
+    assert content[60:64] == b"\0\0\0\3"  # user_version
     assert content[68:72] == b"hvsr"  # application_id
     with Registry(tmp_path, read_only_because="why not") as registry:
         assert len(registry.entries()) == len(INBOX)
@@ -217,7 +217,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     Registry(path.parent).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
 
 
 def damaged(path: Path) -> None:
@@ -245,7 +245,7 @@ def without_tables(path: Path) -> None:
         (lambda path: path.touch(), "is not a registry of ours"),
         (lambda path: path.write_bytes(b"hello" * 1000), "is damaged"),
         (foreign, "is not a registry of ours"),
-        (newer, "has version 3, this hvsock knows 2: use a newer hvsock"),
+        (newer, f"has version {SCHEMA_VERSION + 1}, this hvsock knows {SCHEMA_VERSION}: use a newer hvsock"),
         (damaged, "is damaged"),
         (cut, "is damaged"),
         (without_tables, "no such table"),

@@ -130,7 +130,7 @@ def test_it_is_exported_and_imported(tmp_path: Path) -> None:
     with Registry(tmp_path / "one") as one, Registry(tmp_path / "other") as other:
         one.register("web", ONE, forward=TCP)
         document = dump_json(one.entries())
-        other.import_entries(load_json(document, now=0.0))
+        other.import_entries(load_json(document, now=0.0).services)
         assert other.get(ONE) == one.get(ONE)
         # of a .reg file come id and name alone, and what it does not say stays
         assert other.import_entries([ServiceName(ONE, "Web 2")], replace=True) == Imported(0, 1, 0)
@@ -149,4 +149,4 @@ def test_a_document_with_a_bad_forward_is_refused(bad: object) -> None:
 
 def test_a_document_of_an_earlier_version_says_nothing_of_forwards() -> None:
     document = {"format": "hvsock-registry", "version": 1, "services": [{"id": ONE, "name": "web"}]}
-    assert load_json(json.dumps(document).encode(), now=0.0) == [ServiceEntry(ONE, "web")]
+    assert load_json(json.dumps(document).encode(), now=0.0).services == [ServiceEntry(ONE, "web")]

@@ -65,7 +65,7 @@ def test_the_document_of_one_service() -> None:
             }
         ],
     }
-    assert load_json(data, now=0.0) == [entry]
+    assert load_json(data, now=0.0).services == [entry]
 
 
 @settings(max_examples=strategies.EXAMPLES)
@@ -73,17 +73,17 @@ def test_the_document_of_one_service() -> None:
 def test_there_and_back(entries: list[ServiceEntry]) -> None:
     everything = [*inbox_entries(12.5), *entries]
     data = dump_json(everything)
-    assert load_json(data, now=1.0) == everything
-    assert load_json(b"\xef\xbb\xbf" + data, now=1.0) == everything
+    assert load_json(data, now=1.0).services == everything
+    assert load_json(b"\xef\xbb\xbf" + data, now=1.0).services == everything
 
 
 def test_id_and_name_are_enough() -> None:
-    assert load_json(document(), now=7.0) == [ServiceEntry(ServiceId(ONE), "x", created=7.0, changed=7.0)]
+    assert load_json(document(), now=7.0).services == [ServiceEntry(ServiceId(ONE), "x", created=7.0, changed=7.0)]
     nothing = dict.fromkeys(("port_alias", "flags", "created", "changed", "settings", "per_vm"))
     assert load_json(document(**nothing), now=7.0) == load_json(document(), now=7.0)
     assert load_json(
         document(settings={"enabled": None, "bind": None}, per_vm={VM: {"connect": {}}}), now=7.0
-    ) == [
+    ).services == [
         ServiceEntry(ServiceId(ONE), "x", created=7.0, changed=7.0, per_vm={VmId(VM): Settings(connect=Allowed())})
     ]
 
@@ -199,8 +199,8 @@ def test_nothing_but_a_clear_refusal_comes_of_rubbish(data: bytes) -> None:
 @given(_VALUES, st.sampled_from(jsonfile._MEMBERS))
 def test_nothing_but_a_clear_refusal_comes_of_any_value(value: Any, member: str) -> None:
     try:
-        loaded = load_json(document(**{member: value}), now=0.0)
+        loaded = load_json(document(**{member: value}), now=0.0).services
     except UsageError as error:
         assert "\n" not in str(error)  # noqa: PT017 - a refusal is one of two good outcomes
     else:
-        assert load_json(dump_json(loaded), now=1.0) == loaded
+        assert load_json(dump_json(loaded), now=1.0).services == loaded

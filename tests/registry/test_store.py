@@ -136,6 +136,7 @@ def test_bad_input_gets_one_line_and_changes_nothing(
 def test_a_full_registry_takes_no_more(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     most = len(INBOX) + 1
     monkeypatch.setattr(store_module, "MAX_SERVICES", most)
+    monkeypatch.setattr("hvsock.registry.merging.MAX_SERVICES", most)
     registry.register("third")
     with pytest.raises(UsageError, match=f"full: {most} services"):
         registry.register("fourth")
@@ -330,9 +331,11 @@ def test_import_of_json_takes_everything_over(registry: Registry, tmp_path: Path
     exported = dump_json(registry.entries())
     (tmp_path / "other").mkdir()
     with Registry(tmp_path / "other") as other:
-        assert other.import_entries(load_json(exported, now=0.0)) == Imported(1, len(INBOX), 0)
+        assert other.import_entries(load_json(exported, now=0.0).services) == Imported(1, len(INBOX), 0)
         assert other.entries() == registry.entries()
-        assert other.import_entries(load_json(exported, now=0.0), replace=True) == Imported(0, 0, 1 + len(INBOX))
+        assert other.import_entries(load_json(exported, now=0.0).services, replace=True) == Imported(
+            0, 0, 1 + len(INBOX)
+        )
 
 
 @given(strategies.registries)
@@ -353,7 +356,7 @@ def test_anything_goes_through_the_registry_and_both_formats(tmp_path: Path, ent
     with Registry(tmp_path) as registry:
         assert registry.entries() == stored
         assert {entry.id: entry for entry in stored} == {entry.id: entry for entry in (*good, *inbox)}
-        assert load_json(dump_json(stored), now=0.0) == stored
+        assert load_json(dump_json(stored), now=0.0).services == stored
         for entry in good:
             registry.unregister(entry.id)
         names = load_reg(dump_reg(stored)).services

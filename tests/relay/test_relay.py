@@ -51,8 +51,8 @@ def test_where_a_forward_is_listened_on(
     settings: Settings, per_vm: dict[VmId, Settings], bindings: set[Binding]
 ) -> None:
     entry = ServiceEntry(ONE, "web", settings=settings, per_vm=per_vm, forward=WEB)
-    assert wanted([entry]) == dict.fromkeys(bindings, Wanted("web", WEB))
-    assert wanted([ServiceEntry(ONE, "web", settings=settings, per_vm=per_vm)]) == {}
+    assert wanted([entry], {}) == dict.fromkeys(bindings, Wanted("web", WEB))
+    assert wanted([ServiceEntry(ONE, "web", settings=settings, per_vm=per_vm)], {}) == {}
 
 
 class World:

@@ -19,12 +19,14 @@ from hvsock.addresses import (
     VmId,
     describe_vm_id,
 )
-from hvsock.topology.access import Allowed, Service, Settings
+from hvsock.topology.access import Allowed, Service, Settings, Subject
 from hvsock.topology.decision import Grant, Reason, Refusal, Request
 from hvsock.topology.partitions import Kind, Partition
 from hvsock.topology.reachability import Relation
+from hvsock.topology.sddl import parse_sddl
+from hvsock.topology.sids import vm_sid
 from tests.support import FEW
-from tests.topology.world import ECHO, NAMES, SEQPACKET, STRANGER, STREAM, UNKNOWN_VM, World, outcome, vm_id
+from tests.topology.world import ECHO, NAMES, OWNER, SEQPACKET, STRANGER, STREAM, UNKNOWN_VM, World, outcome, vm_id
 
 WORDS = (
     HV_GUID_WILDCARD,
@@ -225,6 +227,28 @@ def test_a_device_is_not_asked_for_its_own_vm_nor_for_another(to: VmId | str) ->
     assert verdict.reason is Reason.NO_LISTENER
 
 
+def test_the_way_up_takes_what_is_for_the_parent_of_the_host() -> None:
+    """And nothing else; who asks for what is the outer fabric's affair, so no registration is asked for."""
+    out = {("host", HV_GUID_PARENT, False), ("host", HV_GUID_PARENT, True), ("jail", HV_GUID_PARENT, True)}
+    for service in (False, True):
+        world, bare = World(), World()
+        if service:
+            for one in (world, bare):
+                one.register(Settings(enabled=False))
+        way_up = world.device("host")
+        for source, to, passthru in product(NAMES, (*WORDS, *NAMES), (False, True)):
+            verdict = world.connect(source, to, passthru=passthru, subject=STRANGER)
+            if (source, to, passthru) in out:
+                assert verdict == Grant(way_up, world["host"], Relation.CHILD, ECHO.port)
+                (step,) = world.explain(source, to, passthru=passthru)
+                assert "the way up" in step.found
+            else:
+                assert verdict == bare.connect(source, to, passthru=passthru, subject=STRANGER)
+    world.listeners.clear()
+    world.device("host", listening=False)
+    assert outcome(world.connect("host", HV_GUID_PARENT)) == errno.EADDRNOTAVAIL
+
+
 def test_a_device_that_does_not_listen_is_none() -> None:
     world = World().register().at_port(7)
     world.device("web", listening=False)
@@ -363,3 +387,81 @@ def test_a_binding_to_a_partition_that_is_gone_uses_the_settings_for_all() -> No
     assert outcome(world.listen("host", lone)) == errno.EINVAL
     world.tree.remove(world["lone"])
     assert outcome(world.listen("host", lone)) == "goes on"
+
+
+NOBODY = parse_sddl("D:P(D;;FA;;;WD)")
+BY_ACE = "ACE 1 of its descriptor, (D;;FA;;;WD), denies it"
+
+
+def test_a_descriptor_decides_over_administrators_and_is_named() -> None:
+    world = World().register(Settings(connect=NOBODY, bind=NOBODY))
+    world.bound("web")
+    subject = Subject(OWNER.uid)
+    verdict = world.connect("host", "web", subject=subject)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.errno, verdict.reason) == (errno.EACCES, Reason.DENIED)
+    assert f"user 1000 may not connect to 'echo', as {BY_ACE}; its owner" in verdict.text
+    refusal = world.bind("host", "web", subject)
+    assert refusal is not None
+    assert f"user 1000 may not bind 'echo', as {BY_ACE}; its owner" in refusal.text
+    assert outcome(world.connect("host", "web")) == "goes on", "who is not checked is not asked"
+    assert outcome(world.connect("db", "web")) == "goes on", "nor are guests"
+    world.register(Settings(connect=parse_sddl("D:P(A;;FA;;;BA)")))
+    steps = world.explain("host", "web", subject=subject)
+    assert ("May this user connect?", "yes: ACE 1 of its descriptor, (A;;FA;;;BA), allows it") in [
+        (step.question, step.found) for step in steps
+    ]
+
+
+def test_a_descriptor_about_vms_decides_about_guests_too() -> None:
+    world = World()
+    web = vm_sid(world["web"].id)
+    world.register(Settings(connect=parse_sddl(f"D:P(A;;FA;;;BA)(A;;FA;;;{web})")))
+    for name in NAMES:
+        world.bound(name)
+    assert outcome(world.connect("web", HV_GUID_PARENT)) == "goes on"
+    assert outcome(world.connect("box", HV_GUID_PARENT, passthru=True)) == "goes on", "it runs in the VM"
+    verdict = world.connect("db", HV_GUID_PARENT)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.errno, verdict.reason) == (errno.ECONNREFUSED, Reason.DENIED)
+    assert verdict.text.startswith("'db' may not connect to 'echo', as no ACE of its descriptor allows it")
+    assert outcome(world.connect("web", "db")) == "goes on"
+    assert outcome(world.connect("db", "web")) == errno.ECONNREFUSED
+    assert outcome(world.connect("db", HV_GUID_LOOPBACK)) == "goes on", "within a guest it is the guest's affair"
+    assert outcome(world.connect("host", "db")) == "goes on"
+    world.register(Settings(connect=parse_sddl(f"D:P(D;;FA;;;{web})(A;;FA;;;WD)")))
+    assert outcome(world.connect("db", HV_GUID_PARENT)) == "goes on"
+    assert outcome(world.connect("web", HV_GUID_PARENT)) == errno.ECONNREFUSED
+    found = [(step.question, step.found) for step in world.explain("db", HV_GUID_PARENT)]
+    assert ("May this guest connect?", "yes: ACE 2 of its descriptor, (A;;FA;;;WD), allows it") in found
+
+
+def test_a_vm_with_defaults_needs_no_registration() -> None:
+    """As with HCS: its defaults decide about services that nobody listed, but not for wildcard binds."""
+    world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))
+    world.bound("lone", HV_GUID_PARENT)
+    assert outcome(world.connect("lone", HV_GUID_PARENT)) == errno.ECONNREFUSED
+    world.bound("host", HV_GUID_WILDCARD)
+    assert outcome(world.connect("lone", HV_GUID_PARENT)) == errno.ECONNREFUSED
+    listener = world.bound("host", "lone")
+    verdict = world.connect("lone", HV_GUID_PARENT)
+    assert isinstance(verdict, Grant)
+    assert verdict.listener is listener
+    assert outcome(world.bind("host", "lone", STRANGER)) == "goes on"
+    assert outcome(world.bind("host", "db", STRANGER)) == errno.EACCES
+    assert outcome(world.bind("host", HV_GUID_WILDCARD, STRANGER)) == errno.EACCES
+    assert outcome(world.listen("host", "lone")) == "goes on"
+    assert outcome(world.connect("host", "lone", subject=Subject(0))) == "goes on"
+    assert outcome(world.connect("host", "lone", subject=STRANGER)) == errno.EACCES
+    assert outcome(world.connect("web", HV_GUID_PARENT)) == errno.ECONNREFUSED
+    assert outcome(world.connect("web", "db")) == errno.ECONNREFUSED
+    found = [(step.question, step.found) for step in world.explain("lone", HV_GUID_PARENT)]
+    assert ("Is the service registered?", "no; the defaults of the VM decide about services that are not") in found
+
+
+def test_a_device_is_asked_for_a_service_that_nobody_listed() -> None:
+    world = World().by_default(lone=Settings())
+    device = world.device("lone")
+    verdict = world.connect("host", "lone", subject=Subject(0))
+    assert isinstance(verdict, Grant)
+    assert (verdict.listener, verdict.port) == (device, ECHO.port)

@@ -93,6 +93,14 @@ class World:
         self.services[ECHO] = Service(ECHO, "echo", general, of)
         return self
 
+    def by_default(self, general: Settings = OPEN, **per_vm: Settings) -> World:
+        """Have defaults for all, and for single partitions by name."""
+        self.rules.defaults = {None: general, **{self[name].id: settings for name, settings in per_vm.items()}}
+        self.services.update(
+            {one: replace(service, defaults=self.rules.defaults) for one, service in self.services.items()}
+        )
+        return self
+
     def at_port(self, port: int | None) -> World:
         """Have guests know ECHO by `port`."""
         self.services[ECHO] = replace(self.services[ECHO], port=port)

@@ -224,10 +224,15 @@ def unix_name(number: int, what: str) -> str:
     return str(number)
 
 
-def describe_allowed(allowed: Any) -> str:
-    """Who is meant by an :class:`hvsock.topology.access.Allowed`, besides those who administer the fabric."""
-    if allowed.everyone:
+def describe_access(access: Any) -> str:
+    """Who may: a security descriptor, or users and groups besides those who administer the fabric."""
+    from hvsock.topology.access import Allowed
+    from hvsock.topology.sddl import format_sddl
+
+    if not isinstance(access, Allowed):
+        return format_sddl(access)
+    if access.everyone:
         return "everyone"
-    users = [f"user:{unix_name(number, 'user')}" for number in sorted(allowed.uids)]
-    groups = [f"group:{unix_name(number, 'group')}" for number in sorted(allowed.gids)]
+    users = [f"user:{unix_name(number, 'user')}" for number in sorted(access.uids)]
+    groups = [f"group:{unix_name(number, 'group')}" for number in sorted(access.gids)]
     return ", ".join([*users, *groups]) or "owner"

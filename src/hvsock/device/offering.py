@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import logging
-import os
 import select
 import socket
 import sys
@@ -19,9 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from hvsock.addresses import ServiceId
-from hvsock.errors import ProtocolError
-from hvsock.fabric import client, messages, passing
-from hvsock.fabric.door import Door
+from hvsock.fabric import messages
+from hvsock.fabric.couriers import Couriers
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Notice, NoticeKind, Reply
 from hvsock.virtio.connection import Reason
@@ -36,12 +32,6 @@ if TYPE_CHECKING:
     from hvsock.fabric.reactor import Reactor
     from hvsock.virtio.muxer import Muxer
 
-log = logging.getLogger(__name__)
-
-BACKLOG: Final = 4096
-"""Connections to the guest that wait for the device; the kernel cuts it to net.core.somaxconn."""
-MAX_COURIER_DESCRIPTORS: Final = 2
-"""With a courier come the connection and the end mark of a device at the other end."""
 _TEXTS: Final = {
     Reason.REFUSED: (errno.ECONNREFUSED, "nothing listens there in the guest"),
     Reason.TIMED_OUT: (errno.ETIMEDOUT, "the guest did not answer within the connect time-out"),
@@ -49,7 +39,6 @@ _TEXTS: Final = {
 }
 _OTHER_TEXT: Final = (errno.ECONNREFUSED, "the guest's sockets were reset")
 _NOT_UP: Final = "the VM is not running, or its driver for virtio sockets is not loaded"
-_ENDED = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class OfferedEnd(HostEnd):
@@ -112,59 +101,16 @@ class Offers:
         self._reactor = reactor
         self._muxer = muxer
         self._changed = changed
-        self._links: set[socket.socket] = set()
         self.asleep = False
         """Whether the VM is paused: the guest will answer later, or the connect times out."""
-        binding = client.bind_device(folder)
-        listener = socket.socket(fileno=binding.descriptor)
-        try:
-            listener.setblocking(False)
-            listener.listen(BACKLOG)
-            client.listen(folder, binding.listener_id, BACKLOG)
-            self._door = Door(reactor, listener, self._admit)
-        except BaseException:
-            listener.close()
-            raise
+        self._couriers = Couriers(reactor, folder, self._take, self._heed)
 
     def close(self) -> None:
         """Take nothing any more."""
-        self._door.close()
-        for link in list(self._links):
-            self._drop(link)
+        self._couriers.close()
 
-    def _admit(self, link: socket.socket) -> None:
-        self._links.add(link)
-        try:
-            self._reactor.watch(link.fileno(), _ENDED, functools.partial(self._read, link))
-        except OSError:
-            self._drop(link)
-
-    def _read(self, link: socket.socket, events: int) -> None:
-        """A message, then DONE and the end; the broker needs the message to be taken, and nothing else."""
-        try:
-            data, descriptors, cut = passing.receive(link, messages.DEVICE_MESSAGE_BYTES, MAX_COURIER_DESCRIPTORS)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, descriptors, cut = b"", [], False
-        if not data or data == messages.DONE:
-            _close_all(descriptors)
-            self._drop(link)
-            return
-        try:
-            message = messages.parse_device_message(data)
-        except ProtocolError as error:
-            log.warning("not understood: %s", str(error))
-            _close_all(descriptors)
-            self._drop(link)
-            return
-        if isinstance(message, Notice):
-            _close_all(descriptors)
-            self._muxer.cancel(message.service_id if message.kind is NoticeKind.CANCEL_SERVICE else None)
-        elif descriptors:
-            self._take(message, descriptors, cut)
-        else:
-            log.warning("a connection to the guest is lost: too many open files")
+    def _heed(self, notice: Notice) -> None:
+        self._muxer.cancel(notice.service_id if notice.kind is NoticeKind.CANCEL_SERVICE else None)
         self._changed()
 
     def _take(self, courier: DeviceCourier, descriptors: list[int], cut: bool) -> None:
@@ -183,6 +129,7 @@ class Offers:
             end.decline(errno.ECONNREFUSED, _NOT_UP)
         else:
             self._offer(courier, end)
+        self._changed()
 
     def _offer(self, courier: DeviceCourier, end: OfferedEnd) -> None:
         """Ask the guest."""
@@ -204,17 +151,7 @@ class Offers:
         except OSError:
             self._muxer.drop(connection, Reason.HOST_RESET, True)
 
-    def _drop(self, link: socket.socket) -> None:
-        self._links.discard(link)
-        self._reactor.forget(link.fileno())
-        link.close()
-
 
 def _lacks(courier: DeviceCourier, peer_mark: EndMark | None) -> bool:
     """Whether an end mark should have come along, and none did."""
     return bool(courier.flags & Flag.END_MARK) and peer_mark is None
-
-
-def _close_all(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

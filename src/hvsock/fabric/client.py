@@ -131,10 +131,11 @@ def bind_device(folder: str) -> Binding:
 
     What connects to the VM comes to it, unless another listener in that partition takes it: couriers of
     the form :class:`.messages.DeviceCourier`, and notices (:func:`.messages.parse_device_message`). It listens
-    like any other, and outlives the broker.
+    like any other, and outlives the broker. In the host it takes what is for the host's own parent.
 
     Raises:
-        OSError: EINVAL: the partition is no VM; EADDRINUSE: a device serves it already; ENOBUFS, ENETUNREACH.
+        OSError: EINVAL: the partition is a container; EADDRINUSE: a device serves it already; EACCES: it is the
+            host, and this user does not administer the fabric; ENOBUFS, ENETUNREACH.
     """
     return bind(folder, socket.SOCK_STREAM, Address(HV_GUID_WILDCARD, SERVICE_WILDCARD), Flag.DEVICE)
 
@@ -150,11 +151,12 @@ def listen(folder: str, listener_id: bytes, backlog: int) -> None:
         raise OSError(reply.errno, reply.text)
 
 
-def call(folder: str, method: str, **parameters: Any) -> Any:
+def call(folder: str | None, method: str, **parameters: Any) -> Any:
     """Call a method of the broker (see :mod:`hvsock.fabric.broker.calls`) and return its result.
 
     Args:
-        folder: the partition's folder, which says who asks.
+        folder: the partition's folder, which says who asks; None to ask the host of this guest, whatever the
+            transport of the process.
         method: the method's name.
         parameters: what JSON takes, at most :data:`messages.MAX_CALL_BYTES` in all.
 
@@ -206,12 +208,12 @@ class _Way:
     error: Callable[[OSError], OSError]
 
 
-def _way(folder: str) -> _Way:
+def _way(folder: str | None) -> _Way:
     """The way to the broker of the partition in `folder`, or out of a guest, which has no folders.
 
     A host of kernel vsock has nobody above it.
     """
-    if transport.chosen() is Transport.VSOCK and files.settings().guests is None:
+    if folder is None or (transport.chosen() is Transport.VSOCK and files.settings().guests is None):
         return _Way(socket.AF_VSOCK, "the host", vsocklink.connect, vsocklink.connect_error)
     return _Way(
         socket.AF_UNIX,
@@ -221,7 +223,7 @@ def _way(folder: str) -> _Way:
     )
 
 
-def _ask(folder: str, request: Request) -> tuple[Reply, list[int]]:
+def _ask(folder: str | None, request: Request) -> tuple[Reply, list[int]]:
     """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
     way = _way(folder)
     try:

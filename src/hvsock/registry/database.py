@@ -39,7 +39,7 @@ NEW_PREFIX: Final = "registry.db.new-"
 
 APPLICATION_ID: Final = 0x68767372
 """``hvsr`` in the file's header (https://sqlite.org/fileformat.html#application_id)."""
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """``user_version`` in the file's header. A file with a higher one is left alone; one with a lower one is read as
 it is, and brought up to this by whoever changes it."""
 

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from hvsock.addresses import SERVICE_WILDCARD, WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
 from hvsock.constants import INTEGRATION_SERVICES, SESSION_SERVICES, VSOCK_PORT_MAX
 from hvsock.errors import UsageError
-from hvsock.topology.access import DEFAULTS, Service, Settings
+from hvsock.topology.access import DEFAULTS, Allowed, Defaults, Service, Settings
+from hvsock.topology.sddl import format_sddl, parse_sddl
 
 from .forwards import Forward, check_forward
 
@@ -28,6 +29,8 @@ MAX_VMS_WITH_SETTINGS: Final = 4_096
 """Most VMs for which one service has settings of their own."""
 MAX_PORT_ALIAS: Final = VSOCK_PORT_MAX - 1
 """Largest port alias: the port above it is VMADDR_PORT_ANY, which no guest connects to (linux/vm_sockets.h)."""
+MAX_VMS_WITH_DEFAULTS: Final = 4_096
+"""Most VMs that have defaults of their own."""
 MAX_UNIX_ID: Final = 0xFFFFFFFE
 """Largest user or group id; the one above it means "none" to the kernel."""
 MAX_ALLOWED_IDS: Final = 1_024
@@ -117,10 +120,14 @@ class ServiceEntry:
         """Whether any setting was made, for all VMs or for one."""
         return bool(self.per_vm) or self.settings != NO_SETTINGS
 
-    def service(self) -> Service:
-        """The entry as the rules of access take it."""
-        defaults = _OFF_BY_DEFAULT.get(self.id, DEFAULTS) if self.inbox else DEFAULTS
-        return Service(self.id, self.name, self.settings, self.per_vm, self.port, defaults)
+    def service(self, defaults: Defaults | None = None) -> Service:
+        """The entry as the rules of access take it.
+
+        Args:
+            defaults: those of the registry; None for none.
+        """
+        built_in = _OFF_BY_DEFAULT.get(self.id, DEFAULTS) if self.inbox else DEFAULTS
+        return Service(self.id, self.name, self.settings, self.per_vm, self.port, built_in, defaults or {})
 
 
 _OFF_BY_DEFAULT: Final = {
@@ -261,19 +268,33 @@ def check_settings(settings: Settings) -> Settings:
     """`settings`, if they can be stored.
 
     Raises:
-        UsageError: a user or group id out of range, or too many of them.
+        UsageError: a user or group id out of range, or too many of them, or too long a descriptor.
     """
     for value in (settings.enabled, settings.wildcard_binds):
         if value is not None and not isinstance(value, bool):
             raise UsageError(f"enabled and wildcard_binds are true, false or none, not {type(value).__name__}")
-    for allowed in (settings.bind, settings.connect):
-        for ids in () if allowed is None else (allowed.uids, allowed.gids):
+    for access in (settings.bind, settings.connect):
+        if access is not None and not isinstance(access, Allowed):
+            parse_sddl(format_sddl(access))
+            continue
+        for ids in () if access is None else (access.uids, access.gids):
             if len(ids) > MAX_ALLOWED_IDS:
                 raise UsageError(f"one setting names at most {MAX_ALLOWED_IDS} users or groups, not {len(ids)}")
             for one in ids:
                 if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= MAX_UNIX_ID:
                     raise UsageError(f"a user or group id is 0 to {MAX_UNIX_ID}")
     return settings
+
+
+def check_defaults(settings: Settings) -> Settings:
+    """`settings`, if they can be stored as the defaults of all services.
+
+    Raises:
+        UsageError: they enable or disable, which is said of one service; or see :func:`check_settings`.
+    """
+    if settings.enabled is not None:
+        raise UsageError("defaults say who may bind and connect; enable and disable services one by one")
+    return check_settings(settings)
 
 
 def check_entry(entry: ServiceEntry) -> ServiceEntry:

@@ -16,6 +16,11 @@ from .entries import FLAGS, INBOX, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, in
 from .forwards import parse_forward
 from .values import rounded_time, settings_from_value, settings_to_value
 
+_DEFAULTS_TABLE: Final = """CREATE TABLE defaults (
+        vm_id TEXT NOT NULL PRIMARY KEY,
+        settings TEXT NOT NULL
+    ) WITHOUT ROWID"""
+"""Settings that hold where no service says anything, by VM; those for all VMs are under ALL_VMS."""
 _SCHEMA: Final = (
     """CREATE TABLE service (
         id TEXT NOT NULL PRIMARY KEY,
@@ -35,10 +40,14 @@ _SCHEMA: Final = (
         PRIMARY KEY (service_id, vm_id)
     ) WITHOUT ROWID""",
     "CREATE INDEX vm_settings_of_vm ON vm_settings (vm_id)",
+    _DEFAULTS_TABLE,
 )
 _COLUMNS: Final = "id, name, port_alias, flags, created, changed, settings"
 _FORWARD_SINCE: Final = 2
 """The version of the file from which on it has the column `forward`."""
+_DEFAULTS_SINCE: Final = 3
+"""The version of the file from which on it has the table `defaults`, and settings with descriptors."""
+_ALL_VMS: Final = ""
 _SUGGESTIONS: Final = 3
 _SUGGESTION_CHARACTERS: Final = 64
 """How much of a name counts for what is spelt like it; the comparison is quadratic."""
@@ -57,6 +66,8 @@ def upgrade(connection: sqlite3.Connection, version: int) -> None:
     """Give a file of an earlier version, which that is, the tables of this one."""
     if version < _FORWARD_SINCE:
         connection.execute("ALTER TABLE service ADD COLUMN forward TEXT")
+    if version < _DEFAULTS_SINCE:
+        connection.execute(_DEFAULTS_TABLE)
 
 
 def missing_inbox(connection: sqlite3.Connection) -> tuple[list[ServiceEntry], list[str]]:
@@ -93,6 +104,23 @@ def all_entries(connection: sqlite3.Connection) -> list[ServiceEntry]:
     for service_id, vm_id, settings in _rows(connection, "SELECT service_id, vm_id, settings FROM vm_settings"):
         per_vm.setdefault(service_id, {})[_vm_id(vm_id)] = _settings(settings)
     return [_decoded(row, per_vm.get(row[0], {})) for row in _rows(connection, _select(connection))]
+
+
+def defaults(connection: sqlite3.Connection) -> dict[VmId | None, Settings]:
+    """What holds where no service says anything: by VM, and under None for all."""
+    if _version(connection) < _DEFAULTS_SINCE:
+        return {}
+    found = _rows(connection, "SELECT vm_id, settings FROM defaults")
+    return {None if vm_id == _ALL_VMS else _vm_id(vm_id): _settings(settings) for vm_id, settings in found}
+
+
+def update_defaults(connection: sqlite3.Connection, vm_id: VmId | None, settings: Settings | None) -> None:
+    """Write the defaults for one VM, or for all; None takes them out."""
+    key = _ALL_VMS if vm_id is None else str(vm_id)
+    connection.execute("DELETE FROM defaults WHERE vm_id = ?", (key,))
+    if settings is not None:
+        values = (key, _encoded(settings))
+        connection.execute("INSERT INTO defaults (vm_id, settings) VALUES (?, ?)", values)
 
 
 def entry_of(connection: sqlite3.Connection, service_id: str) -> ServiceEntry | None:
@@ -199,7 +227,8 @@ def update_forward(connection: sqlite3.Connection, entry: ServiceEntry) -> None:
 
 
 def forget_vm(connection: sqlite3.Connection, vm_id: VmId, changed: float) -> int:
-    """Drop the settings for one VM; how many services had some."""
+    """Drop the settings and the defaults for one VM; how many services had some."""
+    update_defaults(connection, vm_id, None)
     rows = _rows(connection, "SELECT service_id FROM vm_settings WHERE vm_id = ?", str(vm_id))
     connection.executemany("UPDATE service SET changed = ? WHERE id = ?", [(changed, row[0]) for row in rows])
     connection.execute("DELETE FROM vm_settings WHERE vm_id = ?", (str(vm_id),))
@@ -213,8 +242,13 @@ def _rows(connection: sqlite3.Connection, query: str, *values: str | int) -> lis
 
 def _select(connection: sqlite3.Connection) -> str:
     """The query for rows as :func:`_decoded` takes them; a file of an earlier version has no forwards."""
+    has_forward = _version(connection) >= _FORWARD_SINCE
+    return f"SELECT {_COLUMNS}, {'forward' if has_forward else 'NULL'} FROM service"
+
+
+def _version(connection: sqlite3.Connection) -> int:
     ((version,),) = _rows(connection, "PRAGMA user_version")
-    return f"SELECT {_COLUMNS}, {'forward' if version >= _FORWARD_SINCE else 'NULL'} FROM service"
+    return int(version)
 
 
 def _one(connection: sqlite3.Connection, where: str, value: str | int) -> ServiceEntry | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
@@ -12,17 +13,19 @@ from typing import NamedTuple, Self
 
 from hvsock.addresses import ServiceId
 from hvsock.errors import DuplicateError, RefusedError, StateError, UsageError
-from hvsock.topology.access import Allowed, Service, Settings
+from hvsock.topology.access import Access, Defaults, Service, Settings
 
 from . import rows
 from .database import BUSY_TIMEOUT_MS, GLANCE_TIMEOUT_MS, BusyError, Database
 from .entries import (
     KEEP,
     MAX_SERVICES,
+    MAX_VMS_WITH_DEFAULTS,
     NO_SETTINGS,
     Keep,
     ServiceEntry,
     ServiceName,
+    check_defaults,
     check_entry,
     check_port_alias,
     check_service_id,
@@ -32,6 +35,7 @@ from .entries import (
     name_key,
 )
 from .forwards import Forward, check_forward
+from .merging import check_distinct, checked_import, merged, of_vm
 from .values import rounded_time
 
 log = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ class Imported(NamedTuple):
 class _Snapshot(NamedTuple):
     version: int
     services: Mapping[ServiceId, Service]
+    defaults: Defaults
     aliases: Mapping[int, ServiceId]
 
 
@@ -176,6 +181,18 @@ class Registry:
         """
         return self._database.read(lambda connection: rows.find(connection, text))
 
+    def defaults(self) -> Defaults:
+        """What holds where no service says anything: by VM, and under None for all.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+        return self._database.read(rows.defaults)
+
+    def known_defaults(self) -> Defaults:
+        """The defaults that the last :meth:`services` has in its answer."""
+        return {} if self._snapshot is None else self._snapshot.defaults
+
     def services(self) -> Mapping[ServiceId, Service]:
         """Every registered service as the rules of access take it; the same object until something changes.
 
@@ -276,8 +293,8 @@ class Registry:
         *,
         enabled: bool | Keep | None = KEEP,
         wildcard_binds: bool | Keep | None = KEEP,
-        bind: Allowed | Keep | None = KEEP,
-        connect: Allowed | Keep | None = KEEP,
+        bind: Access | Keep | None = KEEP,
+        connect: Access | Keep | None = KEEP,
         now: float | None = None,
     ) -> ServiceEntry:
         """Change settings of a service, in-box services included.
@@ -290,8 +307,8 @@ class Registry:
             vm_id: the VmId of the VM that the settings are for; None for all VMs.
             enabled: whether the service can be listened on and connected to.
             wildcard_binds: whether listeners bound to HV_GUID_WILDCARD or HV_GUID_CHILDREN take connections.
-            bind: who may bind, besides those who administer the fabric.
-            connect: who may connect, besides those who administer the fabric.
+            bind: who may bind.
+            connect: who may connect.
             now: seconds since 1970 (UTC); None for the time of this call.
 
         Returns:
@@ -308,14 +325,7 @@ class Registry:
         with self._database.write() as connection:
             entry = rows.find(connection, key)
             before = entry.settings if vm is None else entry.per_vm.get(vm, NO_SETTINGS)
-            after = check_settings(
-                Settings(
-                    enabled=before.enabled if isinstance(enabled, Keep) else enabled,
-                    wildcard_binds=before.wildcard_binds if isinstance(wildcard_binds, Keep) else wildcard_binds,
-                    bind=before.bind if isinstance(bind, Keep) else bind,
-                    connect=before.connect if isinstance(connect, Keep) else connect,
-                )
-            )
+            after = check_settings(_changed(before, enabled, wildcard_binds, bind, connect))
             if after == before:
                 return entry
             if vm is None:
@@ -327,6 +337,44 @@ class Registry:
                 entry = check_entry(dataclasses.replace(entry, per_vm=per_vm, changed=moment))
             rows.update_settings(connection, entry, vm)
         return entry
+
+    def change_defaults(
+        self,
+        vm_id: str | None = None,
+        *,
+        wildcard_binds: bool | Keep | None = KEEP,
+        bind: Access | Keep | None = KEEP,
+        connect: Access | Keep | None = KEEP,
+    ) -> Settings:
+        """Change what holds where no service says anything.
+
+        Defaults for one VM go over those for all; None takes one back, KEEP leaves it as it is. With the first
+        default of its own, a VM is one as HCS makes it: services that are not registered are decided by its
+        defaults (:func:`hvsock.topology.access.unlisted`).
+
+        Args:
+            vm_id: the VmId of the VM that they are for; None for all VMs.
+            wildcard_binds: whether listeners bound to HV_GUID_WILDCARD or HV_GUID_CHILDREN take connections.
+            bind: who may bind.
+            connect: who may connect.
+
+        Returns:
+            The defaults for that VM, or for all, as they are now. If nothing is different, nothing was written.
+
+        Raises:
+            UsageError: a VmId that is none, a setting out of range, or defaults for too many VMs.
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written.
+        """
+        vm = None if vm_id is None else check_vm_id(vm_id)
+        with self._database.write() as connection:
+            there = rows.defaults(connection)
+            before = there.get(vm, NO_SETTINGS)
+            after = check_defaults(_changed(before, KEEP, wildcard_binds, bind, connect))
+            if after != before:
+                _check_room_for_defaults({**there, vm: after})
+                rows.update_defaults(connection, vm, None if after == NO_SETTINGS else after)
+        return after
 
     def set_forward(self, key: str, forward: Forward | None, *, now: float | None = None) -> ServiceEntry:
         """Say where the existing server is that a service stands for.
@@ -375,7 +423,12 @@ class Registry:
             return rows.forget_vm(connection, vm, moment)
 
     def import_entries(
-        self, services: Iterable[ServiceEntry | ServiceName], replace: bool = False, *, now: float | None = None
+        self,
+        services: Iterable[ServiceEntry | ServiceName],
+        replace: bool = False,
+        *,
+        defaults: Defaults | None = None,
+        now: float | None = None,
     ) -> Imported:
         """Register many services at once: all of them, or none.
 
@@ -387,6 +440,7 @@ class Registry:
             services: what to register.
             replace: whether services that are registered already take the new values; what a ServiceName
                 does not say stays. Services that are not among them stay in any case.
+            defaults: what holds where no service says anything, to be taken over too; replaced like services.
             now: seconds since 1970 (UTC), the times of services that come without; None for the time of this call.
 
         Raises:
@@ -396,14 +450,15 @@ class Registry:
                 in-box service.
             StateError: the file cannot be written.
         """
-        wanted = _checked_import(services)
+        wanted = checked_import(services)
+        wanted_defaults = {vm_id: check_defaults(settings) for vm_id, settings in (defaults or {}).items()}
         moment = _moment(now)
         with self._database.write() as connection:
             there = {entry.id: entry for entry in rows.all_entries(connection)}
             added = []
             replaced = []
             for one in wanted:
-                entry = _merged(there.get(one.id), one, replace, moment)
+                entry = merged(there.get(one.id), one, replace, moment)
                 if one.id not in there:
                     added.append(entry)
                 elif entry != there[one.id]:
@@ -411,20 +466,68 @@ class Registry:
             there.update({entry.id: entry for entry in (*added, *replaced)})
             if len(there) > MAX_SERVICES:
                 raise UsageError(f"that would be {len(there)} services; a registry holds {MAX_SERVICES}")
-            _check_distinct(there.values())
+            check_distinct(there.values())
             for entry in replaced:
                 rows.delete(connection, entry.id)
             for entry in (*added, *replaced):
                 rows.insert(connection, entry)
+            _import_defaults(connection, wanted_defaults, replace)
         return Imported(len(added), len(replaced), len(wanted) - len(added) - len(replaced))
+
+    def import_of_vm(
+        self,
+        vm_id: str | None,
+        defaults: Settings,
+        services: Mapping[ServiceId, Settings],
+        replace: bool = False,
+        *,
+        now: float | None = None,
+    ) -> Imported:
+        """Take over what an HCS document says of one VM, or of all: all of it, or nothing.
+
+        A service that is not registered is registered under a name of its own, and without wildcard binds for
+        other VMs, as the document opens it to this one alone.
+
+        Args:
+            vm_id: the VmId of the VM; None for all VMs.
+            defaults: the defaults for it.
+            services: the settings of services for it, whole: what one leaves open is open afterwards.
+            replace: whether what is there already and different is replaced.
+            now: seconds since 1970 (UTC); None for the time of this call.
+
+        Raises:
+            UsageError: a bad value among them, or more of something than a registry holds.
+            DuplicateError: there are other settings for the VM, not to be replaced, or a name is in use.
+            RefusedError: the caller may not change the registry.
+            StateError: the file cannot be written.
+        """
+        vm = None if vm_id is None else check_vm_id(vm_id)
+        check_defaults(defaults)
+        moment = _moment(now)
+        with self._database.write() as connection:
+            there = {entry.id: entry for entry in rows.all_entries(connection)}
+            changed = [of_vm(there.get(one), one, vm, services[one], replace, moment) for one in services]
+            added = [entry for entry in changed if entry.id not in there]
+            replaced = [entry for entry in changed if entry.id in there and entry != there[entry.id]]
+            there.update({entry.id: check_entry(entry) for entry in changed})
+            if len(there) > MAX_SERVICES:
+                raise UsageError(f"that would be {len(there)} services; a registry holds {MAX_SERVICES}")
+            check_distinct(there.values())
+            for entry in replaced:
+                rows.update_settings(connection, entry, vm)
+            for entry in added:
+                rows.insert(connection, entry)
+            if defaults != NO_SETTINGS:
+                _import_defaults(connection, {vm: defaults}, replace)
+        return Imported(len(added), len(replaced), len(services) - len(added) - len(replaced))
 
     def _current(self) -> _Snapshot:
         snapshot = self._snapshot
         if snapshot is not None and snapshot.version == self._database.version():
             return snapshot
         try:
-            entries = self._database.read(
-                rows.all_entries, BUSY_TIMEOUT_MS if snapshot is None else GLANCE_TIMEOUT_MS
+            entries, defaults = self._database.read(
+                _everything, BUSY_TIMEOUT_MS if snapshot is None else GLANCE_TIMEOUT_MS
             )
         except BusyError:
             if snapshot is None:
@@ -432,78 +535,47 @@ class Registry:
             return snapshot
         self._snapshot = _Snapshot(
             self._database.noted_version,
-            MappingProxyType({entry.id: entry.service() for entry in entries}),
+            MappingProxyType({entry.id: entry.service(defaults) for entry in entries}),
+            defaults,
             MappingProxyType({entry.port_alias: entry.id for entry in entries if entry.port_alias is not None}),
         )
         return self._snapshot
 
 
+def _everything(connection: sqlite3.Connection) -> tuple[list[ServiceEntry], Defaults]:
+    return rows.all_entries(connection), MappingProxyType(rows.defaults(connection))
+
+
+def _import_defaults(connection: sqlite3.Connection, wanted: Defaults, replace: bool) -> None:
+    there = rows.defaults(connection)
+    _check_room_for_defaults({**there, **wanted})
+    for vm_id, settings in wanted.items():
+        if there.get(vm_id, settings) != settings and not replace:
+            whose = "all VMs" if vm_id is None else f"the VM {vm_id}"
+            raise DuplicateError(f"there are other defaults for {whose} already, not to be replaced")
+        rows.update_defaults(connection, vm_id, settings)
+
+
+def _changed(
+    before: Settings,
+    enabled: bool | Keep | None,
+    wildcard_binds: bool | Keep | None,
+    bind: Access | Keep | None,
+    connect: Access | Keep | None,
+) -> Settings:
+    """`before` with every setting that is not KEEP."""
+    return Settings(
+        enabled=before.enabled if isinstance(enabled, Keep) else enabled,
+        wildcard_binds=before.wildcard_binds if isinstance(wildcard_binds, Keep) else wildcard_binds,
+        bind=before.bind if isinstance(bind, Keep) else bind,
+        connect=before.connect if isinstance(connect, Keep) else connect,
+    )
+
+
+def _check_room_for_defaults(defaults: Defaults) -> None:
+    if len(defaults) > MAX_VMS_WITH_DEFAULTS:
+        raise UsageError(f"there are defaults for at most {MAX_VMS_WITH_DEFAULTS} VMs, not {len(defaults)}")
+
+
 def _moment(now: float | None) -> float:
     return rounded_time(time.time() if now is None else now)
-
-
-def _checked_import(services: Iterable[ServiceEntry | ServiceName]) -> list[ServiceEntry | ServiceName]:
-    wanted: dict[ServiceId, ServiceEntry | ServiceName] = {}
-    for one in services:
-        if isinstance(one, ServiceEntry):
-            checked: ServiceEntry | ServiceName = dataclasses.replace(
-                check_entry(one), created=rounded_time(one.created), changed=rounded_time(one.changed)
-            )
-        else:
-            checked = ServiceName(check_service_id(one.id), check_service_name(one.name))
-        if checked.id in wanted:
-            raise DuplicateError(
-                f"{checked.id} is there twice, as {wanted[checked.id].name!r} and {checked.name!r}"
-            )
-        wanted[checked.id] = checked
-        if len(wanted) > MAX_SERVICES:
-            raise UsageError(f"that is more than {MAX_SERVICES} services, the most that a registry holds")
-    return list(wanted.values())
-
-
-def _merged(
-    there: ServiceEntry | None, one: ServiceEntry | ServiceName, replace: bool, moment: float
-) -> ServiceEntry:
-    """What `one` makes of the entry with its id."""
-    if there is not None and there.inbox:
-        return _merged_inbox(there, one, replace)
-    if isinstance(one, ServiceEntry) and one.inbox:
-        raise UsageError(
-            f"{one.name!r} ({one.id}) is none of the in-box services here and cannot be flagged as one"
-        )
-    if there is None:
-        return one if isinstance(one, ServiceEntry) else ServiceEntry(*one, created=moment, changed=moment)
-    if not replace:
-        raise DuplicateError(f"{one.id} is registered already, as {there.name!r}, and was not to be replaced")
-    if isinstance(one, ServiceEntry):
-        return one
-    return there if one.name == there.name else dataclasses.replace(there, name=one.name, changed=moment)
-
-
-def _merged_inbox(there: ServiceEntry, one: ServiceEntry | ServiceName, replace: bool) -> ServiceEntry:
-    same_port = isinstance(one, ServiceName) or one.port_alias in (None, there.port_alias)
-    if one.name != there.name or not same_port:
-        raise RefusedError(f"{there.id} is the in-box service {there.name!r}, whose name and port alias stay")
-    if isinstance(one, ServiceName):
-        return there
-    entry = dataclasses.replace(one, port_alias=there.port_alias, flags=there.flags)
-    if replace or not there.touched or (entry.settings, entry.per_vm) == (there.settings, there.per_vm):
-        return entry
-    if one.touched:
-        raise DuplicateError(f"the in-box service {there.name!r} has other settings here, not to be replaced")
-    return there
-
-
-def _check_distinct(entries: Iterable[ServiceEntry]) -> None:
-    names: dict[str, ServiceEntry] = {}
-    ports: dict[int, ServiceEntry] = {}
-    for entry in entries:
-        other = names.setdefault(name_key(entry.name), entry)
-        if other is not entry:
-            raise DuplicateError(f"the name {entry.name!r} would be in use twice, by {other.id} and {entry.id}")
-        if entry.port is not None:
-            other = ports.setdefault(entry.port, entry)
-            if other is not entry:
-                raise DuplicateError(
-                    f"port {entry.port} would be in use twice, by {other.name!r} and {entry.name!r}"
-                )

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from hvsock.errors import UsageError
-from hvsock.topology.access import Allowed, Settings
+from hvsock.topology.access import Access, Allowed, Settings
+from hvsock.topology.sddl import format_sddl, parse_sddl
 
 from .entries import check_settings, quoted
 
@@ -63,9 +64,9 @@ def settings_to_value(settings: Settings) -> dict[str, Any]:
     if settings.wildcard_binds is not None:
         value["wildcard_binds"] = settings.wildcard_binds
     if settings.bind is not None:
-        value["bind"] = _allowed_to_value(settings.bind)
+        value["bind"] = _access_to_value(settings.bind)
     if settings.connect is not None:
-        value["connect"] = _allowed_to_value(settings.connect)
+        value["connect"] = _access_to_value(settings.connect)
     return value
 
 
@@ -84,8 +85,8 @@ def settings_from_value(value: Any, where: str) -> Settings:
         Settings(
             enabled=_take_bool(members.get("enabled"), f"{where}.enabled"),
             wildcard_binds=_take_bool(members.get("wildcard_binds"), f"{where}.wildcard_binds"),
-            bind=_allowed_from_value(members.get("bind"), f"{where}.bind"),
-            connect=_allowed_from_value(members.get("connect"), f"{where}.connect"),
+            bind=_access_from_value(members.get("bind"), f"{where}.bind"),
+            connect=_access_from_value(members.get("connect"), f"{where}.connect"),
         )
     )
 
@@ -110,13 +111,40 @@ def json_type(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def _allowed_to_value(allowed: Allowed) -> dict[str, Any]:
-    return {"everyone": allowed.everyone, "uids": sorted(allowed.uids), "gids": sorted(allowed.gids)}
+def take_text(value: Any, where: str) -> str:
+    """`value`, if it is a JSON string.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(value, str):
+        raise UsageError(f"{where} is a string, not {json_type(value)}")
+    return value
 
 
-def _allowed_from_value(value: Any, where: str) -> Allowed | None:
+def sddl_from_value(value: Any, where: str) -> Access:
+    """The security descriptor that a JSON string spells.
+
+    Raises:
+        UsageError: it is no string, or spells none; the text says where.
+    """
+    try:
+        return parse_sddl(take_text(value, where))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _access_to_value(access: Access) -> dict[str, Any]:
+    if not isinstance(access, Allowed):
+        return {"sddl": format_sddl(access)}
+    return {"everyone": access.everyone, "uids": sorted(access.uids), "gids": sorted(access.gids)}
+
+
+def _access_from_value(value: Any, where: str) -> Access | None:
     if value is None:
         return None
+    if isinstance(value, dict) and "sddl" in value:
+        return sddl_from_value(take_object(value, where, {"sddl"})["sddl"], f"{where}.sddl")
     members = take_object(value, where, {"everyone", "uids", "gids"})
     return Allowed(
         everyone=bool(_take_bool(members.get("everyone", False), f"{where}.everyone")),

@@ -15,6 +15,7 @@ from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, ServiceId, VmId
 from hvsock.errors import HvsockError
 from hvsock.registry.forwards import Forward
 from hvsock.sockets.helpers import create_server
+from hvsock.topology.access import Defaults
 
 from .relay import Listening
 
@@ -61,7 +62,7 @@ class Wanted(NamedTuple):
     forward: Forward
 
 
-def wanted(entries: Iterable[ServiceEntry]) -> dict[Binding, Wanted]:
+def wanted(entries: Iterable[ServiceEntry], defaults: Defaults) -> dict[Binding, Wanted]:
     """Where the host has to listen for the forwards among `entries`.
 
     A service that is off for all and on for some VMs is listened on for each of these by its VmId, as the broker
@@ -71,11 +72,11 @@ def wanted(entries: Iterable[ServiceEntry]) -> dict[Binding, Wanted]:
     for entry in entries:
         if entry.forward is None:
             continue
-        service = entry.service()
+        service = entry.service(defaults)
         in_general = service.settings_for(None)
         vms = [
             vm_id
-            for vm_id in entry.per_vm
+            for vm_id in dict.fromkeys((*entry.per_vm, *filter(None, defaults)))
             if (one := service.settings_for(vm_id)).enabled and not (in_general.enabled and one.wildcard_binds)
         ]
         for vm_id in (*(HOST_BINDINGS if in_general.enabled else ()), *vms):
@@ -100,7 +101,7 @@ class Registered:
         try:
             version = self._registry.version()
             if version != self._version:
-                self._wanted = wanted(self._registry.entries())
+                self._wanted = wanted(self._registry.entries(), self._registry.defaults())
                 self._version = version
         except HvsockError as error:
             if self._version is not None:  # else this was said already

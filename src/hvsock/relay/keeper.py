@@ -1,4 +1,4 @@
-"""How `hvsock up` keeps a relay running, as its child, as long as the registry has a forward.
+"""How `hvsock up` keeps a relay running, as its child, as long as the registry has a forward; and a way up.
 
 Who wants relayed connections to outlive a restart of the broker runs `hvsock forward` as a service of its own: its
 lock is seen here, and no second relay is started.
@@ -31,6 +31,21 @@ def kept_relay(folder: str) -> Kept:
         folder: the fabric's folder.
     """
     return Kept("the relay", ("forward",), folder, lambda: _looking(folder), loses=", its connections with it")
+
+
+def kept_uplink(folder: str, way: str) -> Kept:
+    """What keeps the way up of one fabric.
+
+    Args:
+        folder: the fabric's folder.
+        way: where it leads, as :func:`hvsock.relay.uplink.way_of` takes it.
+    """
+
+    @contextlib.contextmanager
+    def always() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    return Kept("the way up", ("uplink", way), folder, always, loses=", its connections with it")
 
 
 @contextlib.contextmanager

@@ -1,20 +1,42 @@
-"""What a service's settings allow: enabled or not, wildcard binds, and which users of the host.
+"""What a service's settings allow: enabled or not, wildcard binds, and who may bind and connect.
 
-Settings are given for a service as a whole and, on top, for single VMs; what a VM's setting leaves
-open, the service's decides, and what that leaves open, the defaults: enabled (but for in-box services that
-are off by default), wildcard binds allowed (as for classic VMs), and the fabric's owner, root and its admin
-group may bind and connect.
+Settings are given for a service as a whole and, on top, for single VMs. What a VM's setting leaves open, the
+service's decides; what that leaves open, the VM's defaults, then the fabric's defaults, then what is built in:
+enabled (but for in-box services that are off by default), wildcard binds allowed (as for classic VMs), and the
+fabric's owner, root and its admin group may bind and connect.
+
+Who may bind and connect is said in one of two ways, each setting in its own: as users and groups of the host
+(:class:`Allowed`), besides those who administer the fabric; or as a security descriptor
+(:class:`.descriptors.Descriptor`), which alone decides, over administrators too.
 
 This is the one place where access is decided. Only processes of the host are checked for their user,
-as in the original: what a guest does is the guest's own affair.
+as in the original: what a guest does is the guest's own affair. One thing goes beyond the original: a
+descriptor that has entries about VMs decides about their connects to other partitions, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hvsock.addresses import ServiceId, VmId
+
+from .descriptors import FILE_ALL, Ace, AceType, Acl, AclFlag, Descriptor, check
+from .partitions import Kind, Partition, Tree
+from .sddl import format_ace
+from .sids import (
+    ADMINISTRATORS,
+    AUTHENTICATED_USERS,
+    EVERYONE,
+    SYSTEM,
+    VIRTUAL_MACHINES,
+    Sid,
+    group_sid,
+    user_sid,
+    vm_sid,
+)
 
 ROOT_UID = 0
 
@@ -43,6 +65,25 @@ class Owner:
         """Whether `subject` may change the fabric and its registry."""
         return subject.uid in (self.uid, ROOT_UID) or self.admin_gid in subject.gids
 
+    def token(self, subject: Subject) -> frozenset[Sid]:
+        """The SIDs that `subject` is: its user and groups, everybody, and BA where it administers the fabric."""
+        sids = {EVERYONE, AUTHENTICATED_USERS, user_sid(subject.uid), *map(group_sid, subject.gids)}
+        if subject.uid == ROOT_UID:
+            sids.add(SYSTEM)
+        if self.administers(subject):
+            sids.add(ADMINISTRATORS)
+        return frozenset(sids)
+
+
+def token_of_guest(tree: Tree, partition: Partition) -> frozenset[Sid]:
+    """The SIDs that a guest is: its own, those of the VMs and containers that it runs in, and their group."""
+    sids = {EVERYONE, VIRTUAL_MACHINES}
+    inside: Partition | None = partition
+    while inside is not None and inside.kind is not Kind.HOST:
+        sids.add(vm_sid(inside.id))
+        inside = tree.parent_of(inside)
+    return frozenset(sids)
+
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
@@ -62,15 +103,57 @@ class Allowed:
         """Whether `subject` is meant."""
         return self.everyone or subject.uid in self.uids or not self.gids.isdisjoint(subject.gids)
 
+    def descriptor(self) -> Descriptor:
+        """The security descriptor that says the same."""
+        sids = [SYSTEM, ADMINISTRATORS, *([EVERYONE] if self.everyone else [])]
+        sids += [*map(user_sid, sorted(self.uids)), *map(group_sid, sorted(self.gids))]
+        aces = tuple(Ace(AceType.ALLOW, FILE_ALL, sid) for sid in sids)
+        return Descriptor(Acl(aces, frozenset({AclFlag.PROTECTED})))
+
+
+Access = Allowed | Descriptor
+"""Who may do one thing."""
+
+
+class Opinion(NamedTuple):
+    """What a setting says about one who asks.
+
+    Attributes:
+        allowed: whether it may.
+        because: which entry of a descriptor decided, in words; empty for users and groups.
+    """
+
+    allowed: bool
+    because: str = ""
+
+
+def may(access: Access | None, subject: Subject, owner: Owner) -> Opinion:
+    """Whether a process of the host may do what `access` is about; None is for those who administer alone."""
+    if isinstance(access, Descriptor):
+        return ask(access, owner.token(subject))
+    return Opinion(owner.administers(subject) or (access is not None and access.includes(subject)))
+
+
+def ask(descriptor: Descriptor, sids: AbstractSet[Sid]) -> Opinion:
+    """Whether a descriptor allows binding or connecting to who is all of `sids`."""
+    finding = check(descriptor, sids)
+    if descriptor.dacl is None:
+        return Opinion(True, "its descriptor has no list")
+    if finding.ace is None:
+        return Opinion(False, "no ACE of its descriptor allows it")
+    verb = "allows" if finding.allowed else "denies"
+    ace = format_ace(descriptor.dacl.aces[finding.ace - 1])
+    return Opinion(finding.allowed, f"ACE {finding.ace} of its descriptor, {ace}, {verb} it")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a service, for all VMs or for one; None leaves a setting to the level above."""
+    """Settings of a service, for all VMs or for one; None leaves a setting to the level below."""
 
     enabled: bool | None = None
     wildcard_binds: bool | None = None
-    bind: Allowed | None = None
-    connect: Allowed | None = None
+    bind: Access | None = None
+    connect: Access | None = None
 
     def over(self, lower: Settings) -> Settings:
         """These settings, with what they leave open taken from `lower`."""
@@ -84,6 +167,9 @@ class Settings:
 
 DEFAULTS = Settings(enabled=True, wildcard_binds=True, bind=Allowed(), connect=Allowed())
 
+Defaults = Mapping[VmId | None, Settings]
+"""What holds where no service says anything: for single VMs, and under None for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -95,7 +181,8 @@ class Service:
         settings: for all VMs.
         per_vm: on top, for the connections of single VMs with their host.
         port: the AF_VSOCK port by which guests know it; None where it has none.
-        defaults: what holds where no setting says anything; nothing in them is None.
+        built_in: what holds where no setting says anything; nothing in them is None.
+        defaults: over these and below the settings, those that the operator made for all services.
     """
 
     id: ServiceId
@@ -103,7 +190,8 @@ class Service:
     settings: Settings = Settings()
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
     port: int | None = None
-    defaults: Settings = DEFAULTS
+    built_in: Settings = DEFAULTS
+    defaults: Defaults = field(default_factory=dict)
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.
@@ -112,9 +200,25 @@ class Service:
             vm_id: for connections of this VM or container; None for no one in particular.
             through: the VM that they pass through, whose settings apply where `vm_id` has none of its own.
         """
-        settings = self.settings.over(self.defaults)
-        for level in (through, vm_id):
-            one = None if level is None else self.per_vm.get(level)
+        levels = [level for level in (through, vm_id) if level is not None]
+        settings = self.built_in
+        for one in (*(self.defaults.get(level) for level in (None, *levels)), self.settings):
+            settings = settings if one is None else one.over(settings)
+        for level in levels:
+            one = self.per_vm.get(level)
             if one is not None:
                 settings = one.over(settings)
         return settings
+
+
+def unlisted(service_id: ServiceId, defaults: Defaults, vm_id: VmId, through: VmId | None) -> Service | None:
+    """A service that is not registered, for a VM with defaults of its own; None for another one.
+
+    Such a VM is one as HCS makes it: its defaults decide about the services that nobody listed. Wildcard binds are
+    not for these, as in the original.
+    """
+    if vm_id not in defaults and (through is None or through not in defaults):
+        return None
+    return Service(
+        service_id, str(service_id), Settings(wildcard_binds=False), port=service_id.port, defaults=defaults
+    )

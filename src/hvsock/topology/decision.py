@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from hvsock.addresses import (
     HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
     SERVICE_WILDCARD,
     WELL_KNOWN_VMIDS,
     ServiceId,
@@ -22,10 +23,11 @@ from hvsock.addresses import (
 )
 from hvsock.constants import VSOCK_PORT_MAX
 
-from .access import Allowed, Owner, Service, Settings, Subject
+from .access import Defaults, Opinion, Owner, Service, Settings, Subject, ask, may, token_of_guest, unlisted
+from .descriptors import Descriptor
 from .matching import WILDCARD_BINDS, Bound, match, may_bind
 from .partitions import Kind, Partition, Tree
-from .reachability import NOT_A_DESTINATION, Relation, relation, resolve, view
+from .reachability import NOT_A_DESTINATION, Relation, leads_out, relation, resolve, view
 
 _WORDS = frozenset(WELL_KNOWN_VMIDS.values())
 
@@ -88,7 +90,9 @@ class Listening(Bound, Protocol):
 
     @property
     def device(self) -> bool:
-        """Whether it is the one of a VM's device, which takes what no other listener of the VM does."""
+        """Whether it is the one of a VM's device, which takes what no other listener of the VM does.
+
+        In the host it is the one of the way up, which takes what is for the host's own parent."""
 
 
 L = TypeVar("L", bound=Listening)
@@ -102,7 +106,8 @@ class Grant(Generic[L]):
         listener: who takes it.
         target: its partition.
         source_is: what the connecting partition is to the target.
-        port: where `listener` is a device's, the AF_VSOCK port to ask the guest for.
+        port: where `listener` is a device's, the AF_VSOCK port to ask the guest for; where it is the way up, that
+            of the service or 0.
     """
 
     listener: L
@@ -140,6 +145,7 @@ class Rules(Generic[L]):
         services: the registered services by id.
         listeners: the listeners of a partition for a service; those of devices are under SERVICE_WILDCARD.
         owner: whose fabric it is.
+        defaults: what holds for services that are not registered; those that are have it in them.
     """
 
     def __init__(
@@ -148,11 +154,13 @@ class Rules(Generic[L]):
         services: Mapping[ServiceId, Service],
         listeners: Mapping[tuple[VmId, ServiceId], Sequence[L]],
         owner: Owner,
+        defaults: Defaults | None = None,
     ) -> None:
         self.tree = tree
         self.services = services
         self.listeners = listeners
         self.owner = owner
+        self.defaults: Defaults = {} if defaults is None else defaults
 
     def connect(self, request: Request) -> Grant[L] | Refusal:
         """The verdict on a connect."""
@@ -169,6 +177,10 @@ class Rules(Generic[L]):
         on_host = source.kind is Kind.HOST
 
         question = "Can the address be connected to?"
+        uplink = self._uplink_for(request)
+        if uplink is not None:
+            steps.append(Check(question, "yes: the way up leads to the parent of this host, which decides"))
+            return Grant(uplink, self.tree.host, Relation.CHILD, service_id.port or 0)
         target = resolve(self.tree, source, request.vm_id, request.passthru)
         how = None if target is None else relation(self.tree, source, target, request.passthru)
         if target is None or how is None:
@@ -177,15 +189,29 @@ class Rules(Generic[L]):
 
         question = "Is the service registered?"
         service = self.services.get(service_id)
+        found = "" if service is None else f"yes: {service.name!r}"
+        if service is None and how is not Relation.SAME:
+            service = self._unlisted(service_id, source, target)
+            found = "no; the defaults of the VM decide about services that are not"
         wildcards = True
         if service is not None:
-            steps.append(Check(question, f"yes: {service.name!r}"))
+            steps.append(Check(question, found))
             settings = self._settings_between(service, source, target)
             if on_host and request.subject is not None:
                 question = "May this user connect?"
-                if not self._may(settings.connect, request.subject):
-                    return _fails(steps, question, _denied(request.subject, service, "connect to"))
-                steps.append(Check(question, "yes"))
+                opinion = may(settings.connect, request.subject, self.owner)
+                if not opinion.allowed:
+                    refusal = _denied(request.subject, service, "connect to", opinion)
+                    return _fails(steps, question, refusal)
+                steps.append(Check(question, _yes(opinion)))
+            connect = settings.connect
+            outside = not on_host and how is not Relation.SAME
+            if outside and isinstance(connect, Descriptor) and connect.names_vms:
+                question = "May this guest connect?"
+                opinion = ask(connect, token_of_guest(self.tree, source))
+                if not opinion.allowed:
+                    return _fails(steps, question, _guest_denied(source, service, opinion))
+                steps.append(Check(question, _yes(opinion)))
             question = "Is the service enabled?"
             if not settings.enabled:
                 return _fails(steps, question, _disabled(service, errno.EINVAL if on_host else errno.ECONNREFUSED))
@@ -224,6 +250,15 @@ class Rules(Generic[L]):
 
     def _device_of(self, target: Partition) -> L | None:
         """The listener of the device that serves `target`, a VM, if it has one."""
+        return None if target.kind is Kind.HOST else self._one_for_all(target)
+
+    def _uplink_for(self, request: Request) -> L | None:
+        """The listener of the way up, if there is one and `request` is for the parent of this fabric's host."""
+        if request.vm_id == HV_GUID_PARENT and leads_out(self.tree, request.source, request.passthru):
+            return self._one_for_all(self.tree.host)
+        return None
+
+    def _one_for_all(self, target: Partition) -> L | None:
         devices = self.listeners.get((target.id, SERVICE_WILDCARD), ())
         return next((one for one in devices if one.device and one.listening), None)
 
@@ -238,11 +273,15 @@ class Rules(Generic[L]):
         if partition.kind is not Kind.HOST:
             return None
         service = self.services.get(service_id)
+        peer = self.tree.get(vm_id)
+        if service is None and peer is not None:
+            service = self._unlisted(service_id, peer, partition)
         if service is None:
             return None if vm_id == HV_GUID_LOOPBACK else _not_registered(service_id, errno.EACCES)
-        if subject is None or self._may(self._settings_bound(service, partition, vm_id).bind, subject):
+        if subject is None:
             return None
-        return _denied(subject, service, "bind")
+        opinion = may(self._settings_bound(service, partition, vm_id).bind, subject, self.owner)
+        return None if opinion.allowed else _denied(subject, service, "bind", opinion)
 
     def listen(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
         """The verdict on a listen on a bound socket; None lets it go on."""
@@ -265,9 +304,9 @@ class Rules(Generic[L]):
         how = relation(self.tree, source, target, passthru=True)
         if how is Relation.SAME:
             return service.settings_for(None)
-        guest, other = (source, target) if how is Relation.CHILD or target.kind is Kind.HOST else (target, source)
+        guest, other = _guest_of(source, target, how)
         if how in (Relation.PARENT, Relation.CHILD):
-            return service.settings_for(guest.id, through=None if guest.parent == other.id else guest.parent)
+            return service.settings_for(guest.id, through=_through(guest, other))
         settings, others = service.settings_for(guest.id), service.settings_for(other.id)
         return replace(
             settings,
@@ -275,8 +314,25 @@ class Rules(Generic[L]):
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
 
-    def _may(self, allowed: Allowed | None, subject: Subject) -> bool:
-        return self.owner.administers(subject) or (allowed is not None and allowed.includes(subject))
+    def _unlisted(self, service_id: ServiceId, source: Partition, target: Partition) -> Service | None:
+        """What stands for a service that is not registered, between a VM with defaults of its own and its host."""
+        how = relation(self.tree, source, target, passthru=True)
+        if how not in (Relation.PARENT, Relation.CHILD):
+            return None
+        guest, other = _guest_of(source, target, how)
+        return unlisted(service_id, self.defaults, guest.id, _through(guest, other))
+
+
+def _guest_of(source: Partition, target: Partition, how: Relation | None) -> tuple[Partition, Partition]:
+    """Which of two partitions is the guest that settings are for, and the other one."""
+    if how is Relation.CHILD or target.kind is Kind.HOST:
+        return source, target
+    return target, source
+
+
+def _through(guest: Partition, other: Partition) -> VmId | None:
+    """The VM through which the connections of `guest` with `other` pass, if any."""
+    return None if guest.parent == other.id else guest.parent
 
 
 def _fails(steps: list[Check], question: str, refusal: Refusal) -> Refusal:
@@ -309,9 +365,22 @@ def _no_port(service: Service) -> Refusal:
     return Refusal(errno.ECONNREFUSED, Reason.NO_PORT, text)
 
 
-def _denied(subject: Subject, service: Service, act: str) -> Refusal:
-    text = f"user {subject.uid} may not {act} {service.name!r}; its owner can allow it: hvsock service access"
-    return Refusal(errno.EACCES, Reason.DENIED, text)
+def _denied(subject: Subject, service: Service, act: str, opinion: Opinion) -> Refusal:
+    text = f"user {subject.uid} may not {act} {service.name!r}{_because(opinion)}"
+    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+
+
+def _guest_denied(source: Partition, service: Service, opinion: Opinion) -> Refusal:
+    text = f"{source.name!r} may not connect to {service.name!r}{_because(opinion)}"
+    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+
+
+def _because(opinion: Opinion) -> str:
+    return f", as {opinion.because}" if opinion.because else ""
+
+
+def _yes(opinion: Opinion) -> str:
+    return f"yes: {opinion.because}" if opinion.because else "yes"
 
 
 def _disabled(service: Service, code: int) -> Refusal:

@@ -43,6 +43,17 @@ def parent_seen_by(tree: Tree, partition: Partition, passthru: bool) -> Partitio
     return parent
 
 
+def leads_out(tree: Tree, partition: Partition, passthru: bool) -> bool:
+    """Whether HV_GUID_PARENT in `partition` means the parent of this fabric's host, where the host has one.
+
+    The host is a VM or a container itself then: its own parent is that one, and that of its containers is
+    with HVSOCKET_CONTAINER_PASSTHRU.
+    """
+    if partition.kind is Kind.HOST:
+        return True
+    return passthru and partition.kind is Kind.CONTAINER and partition.parent == tree.host.id
+
+
 def _is_child(tree: Tree, child: Partition, parent: Partition, passthru: bool) -> bool:
     if child.parent == parent.id:
         return True

@@ -38,7 +38,7 @@ LOADED_MODULES: Final = (
     "evdev",
 )
 """Modules that are loaded when the guest starts: its sockets, and the button that ends it."""
-OTHER_MODULES: Final = ("virtio_net", "virtio_console", "virtio_blk")
+OTHER_MODULES: Final = ("virtio_net", "virtio_console", "virtio_blk", "nbd")
 """Modules that are there for modprobe: other ways to talk to a host, to compare with, and disks."""
 
 _LIBRARY = f"usr/lib/{PYTHON}"

@@ -140,7 +140,7 @@ def test_a_session_over_a_fabric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asyncio.run(main())
 
 
-@settings(max_examples=sample(6, 300))
+@settings(max_examples=sample(3, 300))
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30))
 def test_no_cut_of_the_streams_changes_a_result(sizes: list[int]) -> None:
     async def main() -> None:

@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hvsock import availability
 from hvsock.errors import HvsockError
+from hvsock.transport import Transport
 
 
 class Check(NamedTuple):
@@ -84,3 +86,14 @@ def asks(question: str, cure: str | None = None) -> Callable[[Callable[[], Answe
         return check
 
     return decorate
+
+
+def usable(which: Transport) -> CheckFunction:
+    """Whether a transport can be used now, by what there is of it."""
+
+    @asks("Can it be used?")
+    def check() -> Answer:
+        found = availability.of(which)
+        return Answer(f"{'yes' if found.ok else 'no'}: {found.found}", found.ok, found.cure)
+
+    return check

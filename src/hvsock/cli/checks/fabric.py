@@ -11,7 +11,7 @@ from typing import Final
 from hvsock.fabric import paths
 from hvsock.transport import Transport
 
-from .check import Answer, Group, asks, no, yes
+from .check import Answer, Group, asks, no, usable, yes
 
 
 @asks("Is this a system with a fabric?")
@@ -123,6 +123,6 @@ def _registry() -> Answer:
 
 GROUP: Final = Group(
     Transport.FABRIC,
-    (_system, _descriptor_passing, _long_paths, _folder, _modes),
+    (_system, usable(Transport.FABRIC), _descriptor_passing, _long_paths, _folder, _modes),
     when_chosen=(_broker, _partition, _registry),
 )

@@ -6,7 +6,9 @@ import shutil
 import sys
 from typing import Final
 
-from .check import Answer, Group, asks, no, yes
+from hvsock.transport import Transport
+
+from .check import Answer, Group, asks, no, usable, yes
 
 VMMS: Final = ("firecracker", "cloud-hypervisor", "vhost-device-vsock", "krunvm", "openvmm")
 """Programs that have them; libkrun is a library, of which krunvm is the best known program."""
@@ -31,4 +33,4 @@ def _vmms() -> Answer:
     )
 
 
-GROUP: Final = Group("hybrid", (_system,), optional=(_vmms,))
+GROUP: Final = Group(Transport.HYBRID, (_system, usable(Transport.HYBRID)), optional=(_vmms,))

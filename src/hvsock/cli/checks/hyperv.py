@@ -8,10 +8,8 @@ from typing import Final
 
 from hvsock.transport import Transport
 
-from .check import Answer, Group, asks, no, yes
+from .check import Answer, Group, asks, no, usable, yes
 
-MIN_PYTHON: Final = (3, 12)
-"""The first one whose socket module has AF_HYPERV."""
 VMBUS: Final = "/sys/bus/vmbus"
 """Linux has it where it is a guest of Hyper-V."""
 
@@ -27,14 +25,4 @@ def _system() -> Answer:
     return no(f"no: {sys.platform}", "Hyper-V's own sockets need Windows; on Linux, the fabric has the same ones")
 
 
-@asks("Does Python have AF_HYPERV?")
-def _python() -> Answer:
-    import socket
-
-    if hasattr(socket, "AF_HYPERV"):
-        return yes("yes")
-    wanted = ".".join(str(one) for one in MIN_PYTHON)
-    return no("no: this Python's socket module lacks it", f"on Windows, install Python {wanted} or newer")
-
-
-GROUP: Final = Group(Transport.HYPERV, (_system, _python))
+GROUP: Final = Group(Transport.HYPERV, (_system, usable(Transport.HYPERV)))

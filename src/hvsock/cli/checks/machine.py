@@ -12,7 +12,6 @@ MIN_DESCRIPTORS: Final = 1024
 """Fewest descriptors that a process should be allowed: one for each of its connections."""
 MIN_QUEUE: Final = 128
 """Shortest queue of new connections that a listener should be allowed, which is its default."""
-MIN_PYTHON: Final = (3, 11)
 
 
 @asks("Which system and Python is this?")

@@ -14,6 +14,7 @@ from typing import Any, Final
 from hvsock import transport
 from hvsock._version import __version__
 from hvsock.cli.output import mark
+from hvsock.config import files
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
 
@@ -40,6 +41,7 @@ def made() -> Report:
         "machine": platform.machine(),
         "virtualization": _virtualization(),
         "transport": str(transport.chosen()),
+        "configuration": files.settings().where or "none",
         "qemu": _qemu(),
         "guests": _guests(),
         "kernel_options": {name: options.get(name, "n") for name in kernel.OPTIONS} if path else {},
@@ -136,6 +138,7 @@ def markdown(report: Report) -> str:
         ("system", f"{report['system']}, {report['machine']}"),
         ("virtualization", report["virtualization"]),
         ("transport", report["transport"]),
+        ("configuration", report["configuration"]),
         ("QEMU", report["qemu"]),
         ("packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items())),
         *(

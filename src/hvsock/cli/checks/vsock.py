@@ -10,10 +10,11 @@ from typing import Final
 from hvsock import transport
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
+from hvsock.machines import known
 from hvsock.transport import Transport
 
 from . import kernel
-from .check import Answer, Group, asks, no, yes
+from .check import Answer, Group, asks, no, usable, yes
 
 DEVICE: Final = "/dev/vsock"
 VHOST_DEVICE: Final = "/dev/vhost-vsock"
@@ -41,6 +42,8 @@ def _device() -> Answer:
 @asks("Is there a way from this guest to its host?")
 def _to_host() -> Answer:
     _need_linux()
+    if known.is_host():
+        return yes("none is needed: this machine is a host, as the configuration says")
     return kernel.answer(kernel.VIRTIO, kernel.HYPERV, kernel.VMCI)
 
 
@@ -86,13 +89,15 @@ def _socket() -> Answer:
 def _host() -> Answer:
     from hvsock.fabric import client
 
+    if known.is_host():
+        return yes("none is needed: the configuration, libvirt or QEMU know the VMs")
     client.call(paths.partition_folder(), "ping")
     return yes("yes")
 
 
 GROUP: Final = Group(
     Transport.VSOCK,
-    (_vsock, _to_host),
+    (_vsock, usable(Transport.VSOCK), _to_host),
     when_chosen=(_socket, _host),
     optional=(_device, _loopback, _vhost),
 )

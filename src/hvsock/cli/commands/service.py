@@ -8,13 +8,14 @@ import click
 
 from hvsock import transport
 from hvsock.cli.lazy import Entry, LazyGroup
-from hvsock.cli.names import complete_services, describe_allowed, names_by_id, open_registry
+from hvsock.cli.names import complete_services, describe_access, names_by_id, open_registry
 from hvsock.cli.outcome import say
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table, time_text, to_terminal
 from hvsock.transport import Transport
 
 _HERE: Final = "hvsock.cli.commands.service"
 _SETTINGS: Final = "hvsock.cli.commands.settings"
+_DEFAULTS: Final = "hvsock.cli.commands.service_defaults"
 _FILES: Final = "hvsock.cli.commands.files"
 _CODE: Final = "hvsock.cli.commands.service_code"
 COMMANDS: Final = {
@@ -25,9 +26,10 @@ COMMANDS: Final = {
     "show": Entry(f"{_HERE}:show", "Show everything about one service."),
     "enable": Entry(f"{_SETTINGS}:enable", "Enable a service, for all VMs or for one."),
     "disable": Entry(f"{_SETTINGS}:disable", "Disable a service, for all VMs or for one."),
-    "access": Entry(f"{_SETTINGS}:access", "Say which users and groups may bind and connect."),
-    "export": Entry(f"{_FILES}:export", "Write the registry as .reg, PowerShell or JSON."),
-    "import": Entry(f"{_FILES}:import_", "Register the services of a .reg or JSON file."),
+    "access": Entry(f"{_SETTINGS}:access", "Say who may bind and connect."),
+    "defaults": Entry(f"{_DEFAULTS}:defaults", "Say who may where no service says anything."),
+    "export": Entry(f"{_FILES}:export", "Write the registry as .reg, PowerShell, JSON or HCS."),
+    "import": Entry(f"{_FILES}:import_", "Register the services of a .reg, JSON or HCS file."),
     "new": Entry(f"{_CODE}:new", "Write a service of one's own to begin with."),
     "serve": Entry(f"{_CODE}:serve", "Serve a service of a Python module."),
 }
@@ -87,8 +89,9 @@ def register(
     where = None if target is None else parse_forward(target)
     with open_registry(make=True) as registry:
         entry = registry.register(name, guid, port_alias=port_alias, forward=where)
+        defaults = registry.defaults()
     if as_json:
-        print_json(entry_value(entry))
+        print_json(entry_value(entry, defaults))
     elif to_terminal():
         click.echo(f"registered {entry.name} as {entry.id}")
     else:
@@ -116,8 +119,9 @@ def forward(key: str, target: str | None, nowhere: bool, as_json: bool) -> None:
     where = None if target is None else parse_forward(target)
     with open_registry() as registry:
         entry = registry.set_forward(key, where)
+        defaults = registry.defaults()
     if as_json:
-        print_json(entry_value(entry))
+        print_json(entry_value(entry, defaults))
     elif to_terminal():
         click.echo(f"{entry.name} is forwarded to {where}" if where else f"{entry.name} is not forwarded")
 
@@ -132,8 +136,9 @@ def unregister(key: str, as_json: bool) -> None:
     """
     with open_registry() as registry:
         entry = registry.unregister(key)
+        defaults = registry.defaults()
     if as_json:
-        print_json(entry_value(entry))
+        print_json(entry_value(entry, defaults))
     elif to_terminal():
         click.echo(f"unregistered {entry.name} ({entry.id})")
 
@@ -146,9 +151,9 @@ def list_(as_json: bool) -> None:
         _list_of_guest(as_json)
         return
     with open_registry() as registry:
-        entries = registry.entries()
+        entries, defaults = registry.entries(), registry.defaults()
     if as_json:
-        print_json([entry_value(entry) for entry in entries])
+        print_json([entry_value(entry, defaults) for entry in entries])
         return
     columns = [Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE")]
     if any(one.forward is not None for one in entries):
@@ -194,16 +199,16 @@ def _state(entry: Any) -> str:
 def show(key: str, as_json: bool) -> None:
     """Show everything about one service, with its settings for single VMs."""
     with open_registry() as registry:
-        entry = registry.find(key)
-    print_entry(entry, as_json)
+        entry, defaults = registry.find(key), registry.defaults()
+    print_entry(entry, defaults, as_json)
 
 
-def print_entry(entry: Any, as_json: bool) -> None:
-    """Print one service."""
+def print_entry(entry: Any, defaults: Any, as_json: bool) -> None:
+    """Print one service, with the settings in force over the registry's defaults."""
     if as_json:
-        print_json(entry_value(entry))
+        print_json(entry_value(entry, defaults))
         return
-    service = entry.service()
+    service = entry.service(defaults)
     facts = [
         ("name", entry.name),
         ("id", entry.id),
@@ -215,7 +220,8 @@ def print_entry(entry: Any, as_json: bool) -> None:
     ]
     for label, text in facts:
         click.echo(f"{label:<11} {text}")
-    names = names_by_id() if entry.per_vm else {}
+    vms = sorted({*entry.per_vm, *filter(None, defaults)})
+    names = names_by_id() if vms else {}
     columns = [
         Column("SETTINGS FOR", fold=True),
         Column("ENABLED"),
@@ -224,28 +230,33 @@ def print_entry(entry: Any, as_json: bool) -> None:
         Column("MAY CONNECT", fold=True),
     ]
     rows = []
-    for vm_id in (None, *sorted(entry.per_vm)):
+    for vm_id in (None, *vms):
         settings = service.settings_for(vm_id)
         rows.append(
             (
                 "all VMs" if vm_id is None else names.get(vm_id, str(vm_id)),
                 mark(bool(settings.enabled)),
                 mark(bool(settings.wildcard_binds)),
-                describe_allowed(settings.bind),
-                describe_allowed(settings.connect),
+                describe_access(settings.bind),
+                describe_access(settings.connect),
             )
         )
     click.echo()
     print_table(Table(columns, rows))
 
 
-def entry_value(entry: Any) -> dict[str, Any]:
-    """One service as `--json` prints it: as it is exported, with its port and the settings in force."""
+def entry_value(entry: Any, defaults: Any) -> dict[str, Any]:
+    """One service as `--json` prints it: as it is exported, with its port and the settings in force.
+
+    Args:
+        entry: the service.
+        defaults: those of the registry.
+    """
     from hvsock.registry.formats.jsonfile import entry_to_value
     from hvsock.registry.values import settings_to_value
 
     return {
         **entry_to_value(entry),
         "port": entry.port,
-        "effective": settings_to_value(entry.service().settings_for(None)),
+        "effective": settings_to_value(entry.service(defaults).settings_for(None)),
     }

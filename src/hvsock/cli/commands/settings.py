@@ -10,7 +10,7 @@ import click
 from hvsock.cli.commands.service import entry_value, key_argument, print_entry
 from hvsock.cli.names import complete_partitions, group_id, open_registry, user_id, vm_id_of
 from hvsock.cli.output import json_option, print_json, to_terminal
-from hvsock.errors import NotFoundError
+from hvsock.errors import NotFoundError, UsageError
 
 
 def vm_option(function: Any) -> Any:
@@ -53,64 +53,106 @@ def _set_enabled(key: str, vm: str | None, enabled: bool | None, as_json: bool) 
     with open_registry() as registry:
         vm_id = None if vm is None else vm_id_of(vm)
         entry = registry.set_enabled(key, enabled, vm_id)
+        defaults = registry.defaults()
     if as_json:
-        print_json(entry_value(entry))
+        print_json(entry_value(entry, defaults))
     elif to_terminal():
         now = "enabled" if entry.service().settings_for(vm_id).enabled else "disabled"
         click.echo(f"{entry.name} is {now} for {'all VMs' if vm is None else vm}")
 
 
-def who_option(name: str) -> Callable[[Any], Any]:
-    """The option that says who may bind, or connect."""
-    return click.option(
+def who_options(name: str) -> Callable[[Any], Any]:
+    """The two options that say who may bind, or connect."""
+    who = click.option(
         f"--{name}",
         metavar="WHO",
         multiple=True,
         help=f"Who may {name}: user:NAME, group:NAME, everyone, or owner for nobody else. Repeatable.",
     )
+    sddl = click.option(
+        f"--{name}-sddl", metavar="SDDL", help=f"Instead: a security descriptor that says who may {name}."
+    )
+    return lambda function: who(sddl(function))
+
+
+def reset_access_option(function: Any) -> Any:
+    """The option `--reset` of commands about access."""
+    return click.option("--reset", is_flag=True, help="First take back what was said here about access.")(function)
+
+
+def wildcards_option(function: Any) -> Any:
+    """The option `--wildcard-binds`."""
+    return click.option(
+        "--wildcard-binds/--no-wildcard-binds", default=None, help="Whether listeners on any and children count."
+    )(function)
 
 
 @click.command()
 @key_argument
 @vm_option
-@who_option("bind")
-@who_option("connect")
-@click.option(
-    "--wildcard-binds/--no-wildcard-binds", default=None, help="Whether listeners on any and children count."
-)
-@click.option("--reset", is_flag=True, help="First take back what was said here about access.")
+@who_options("bind")
+@who_options("connect")
+@wildcards_option
+@reset_access_option
 @json_option
 def access(
     key: str,
     vm: str | None,
     bind: tuple[str, ...],
+    bind_sddl: str | None,
     connect: tuple[str, ...],
+    connect_sddl: str | None,
     wildcard_binds: bool | None,
     reset: bool,
     as_json: bool,
 ) -> None:
-    """Say which users and groups may bind and connect, besides the owner, root and the admin group.
+    """Say who may bind and connect: users and groups besides the owner, root and the admin group, or by SDDL.
 
-    Without options it shows what holds. Only processes of the host are checked for their user.
+    A security descriptor decides alone, over the owner too: where nothing is said, D:P(A;;FA;;;SY)(A;;FA;;;BA)
+    holds. Users are S-1-22-1-UID in it, groups S-1-22-2-GID, root is SY, and who administers the fabric is BA.
+    Without options the command shows what holds. Only processes of the host are checked for their user.
     """
-    from hvsock.registry.entries import KEEP
-
-    unchanged = None if reset else KEEP
-    allowed_bind = allowed("bind", bind) if bind else unchanged
-    allowed_connect = allowed("connect", connect) if connect else unchanged
+    changes = access_changes(bind, bind_sddl, connect, connect_sddl, wildcard_binds, reset)
     with open_registry() as registry:
         vm_id = None if vm is None else vm_id_of(vm)
-        if reset or bind or connect or wildcard_binds is not None:
-            entry = registry.change_settings(
-                key,
-                vm_id,
-                bind=allowed_bind,
-                connect=allowed_connect,
-                wildcard_binds=unchanged if wildcard_binds is None else wildcard_binds,
-            )
-        else:
-            entry = registry.find(key)
-    print_entry(entry, as_json)
+        entry = registry.change_settings(key, vm_id, **changes) if changes else registry.find(key)
+        defaults = registry.defaults()
+    print_entry(entry, defaults, as_json)
+
+
+def access_changes(
+    bind: tuple[str, ...],
+    bind_sddl: str | None,
+    connect: tuple[str, ...],
+    connect_sddl: str | None,
+    wildcard_binds: bool | None,
+    reset: bool,
+) -> dict[str, Any]:
+    """What the options about access change, as keywords for the registry.
+
+    Raises:
+        click.UsageError: one of them means nothing, or both ways to say who may are there.
+    """
+    changes: dict[str, Any] = dict.fromkeys(("bind", "connect", "wildcard_binds")) if reset else {}
+    for name, who, sddl in (("bind", bind, bind_sddl), ("connect", connect, connect_sddl)):
+        if who and sddl is not None:
+            raise click.UsageError(f"--{name} and --{name}-sddl both say who may {name}: give one of them")
+        if who:
+            changes[name] = allowed(name, who)
+        if sddl is not None:
+            changes[name] = _descriptor(name, sddl)
+    if wildcard_binds is not None:
+        changes["wildcard_binds"] = wildcard_binds
+    return changes
+
+
+def _descriptor(option: str, sddl: str) -> Any:
+    from hvsock.topology.sddl import parse_sddl
+
+    try:
+        return parse_sddl(sddl)
+    except UsageError as error:
+        raise click.BadParameter(str(error), param_hint=f"--{option}-sddl") from None
 
 
 def allowed(option: str, texts: tuple[str, ...]) -> Any:

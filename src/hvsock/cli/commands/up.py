@@ -15,7 +15,8 @@ from hvsock.cli.outcome import say
 from hvsock.fabric import paths
 from hvsock.fabric.broker.server import GRACE_SECONDS, serve
 from hvsock.kept import Kept
-from hvsock.relay.keeper import kept_relay
+from hvsock.relay.keeper import kept_relay, kept_uplink
+from hvsock.relay.uplink import way_of
 from hvsock.vm.runs import running_names
 
 if sys.platform != "linux":
@@ -49,21 +50,31 @@ def kept_timesync(folder: str) -> Kept:
     show_default=True,
     help="Keep the clocks of VMs of `hvsock vm` right.",
 )
-def up(admin_group: str | None, shared: bool, grace: float, timesync: bool) -> None:
+@click.option(
+    "--uplink",
+    metavar="WAY",
+    help="For a VM or a container: its own parent is reached by vsock, or by unix:FOLDER of its partition.",
+)
+def up(admin_group: str | None, shared: bool, grace: float, timesync: bool, uplink: str | None) -> None:
     """Run the fabric's broker in the foreground, until SIGTERM or SIGINT.
 
     It serves the folder HVSOCK_DIR. Connections and listeners outlive it, and the next one finds them
     again. It runs a relay as its child while any service is forwarded (see hvsock forward), and another that
-    keeps the clocks of VMs right while any runs (see hvsock timesync). It tells systemd when it is ready
-    (Type=notify).
+    keeps the clocks of VMs right while any runs (see hvsock timesync), and with --uplink a third, the way to this
+    machine's own parent (see hvsock uplink). It tells systemd when it is ready (Type=notify).
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="hvsock: %(levelname)s: %(message)s")
     folder = paths.fabric_folder()
+    if uplink is not None:
+        way_of(uplink)  # says what is wrong with it
     with contextlib.ExitStack() as stack:
 
         def ready() -> None:
             say(f"the fabric is up in {folder} (process {os.getpid()})")
-            for kept in (kept_relay(folder), *([kept_timesync(folder)] if timesync else [])):
+            keep = [kept_relay(folder), *([kept_timesync(folder)] if timesync else [])]
+            if uplink is not None:
+                keep.append(kept_uplink(folder, uplink))
+            for kept in keep:
                 stack.callback(kept.stop)
                 kept.start()
 

@@ -54,19 +54,27 @@ def bind(broker: Broker, client: Client, partition: Partition, request: Request)
 
 
 def _bind_device(broker: Broker, client: Client, partition: Partition, request: Request) -> None:
-    """Make the listener of the device that serves a VM: one for all its services."""
+    """Make the listener of the device that serves a VM: one for all its services; in the host, the way up."""
     refusal = None
-    if partition.kind is not Kind.VM or request.type != socket.SOCK_STREAM:
+    if partition.kind is Kind.HOST and not _administers(broker, client):
+        text = "the way up of a fabric is its owner's"
+        refusal = Refusal(errno.EACCES, Reason.DENIED, text)
+    elif partition.kind is Kind.CONTAINER or request.type != socket.SOCK_STREAM:
         text = f"a device serves a VM, by a SOCK_STREAM socket; {partition.name!r} is a {partition.kind}"
         refusal = Refusal(errno.EINVAL, Reason.BAD_REQUEST, text)
     elif broker.listeners.in_use(partition.id, DEVICE_ADDRESS):
-        text = f"a device serves {partition.name!r} already; end that one first"
+        what = "a way up" if partition.kind is Kind.HOST else "a device"
+        text = f"{what} serves {partition.name!r} already; end that one first"
         refusal = Refusal(errno.EADDRINUSE, Reason.IN_USE, text)
     refusal = refusal or _no_room(broker, partition) or _make(broker, client, partition, request, DEVICE_ADDRESS)
     if refusal is None:
         broker.notices.watch()
     else:
         _refuse(broker, client, DEVICE_ADDRESS, refusal)
+
+
+def _administers(broker: Broker, client: Client) -> bool:
+    return client.subject is not None and broker.rules.owner.administers(client.subject)
 
 
 def listen(broker: Broker, client: Client, partition: Partition, request: Request) -> None:

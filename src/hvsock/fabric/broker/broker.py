@@ -85,8 +85,9 @@ class Broker:
             undo.callback(self.connections.close)
             for row in self.connections.recovered:
                 self.counters.accepted(row, 0.0)
+            owner = Owner(os.geteuid(), folder.admin_gid)
             self._rules: Rules[Listener] = Rules(
-                self.tree, self.services.by_id, self.listeners.by_key, Owner(os.geteuid(), folder.admin_gid)
+                self.tree, self.services.by_id, self.listeners.by_key, owner, self.services.defaults
             )
             self.verdicts = Verdicts(self._rules, self.listeners)
             self.notices = Notices(self)
@@ -161,6 +162,7 @@ class Broker:
         services = self.services.look(self.reactor.clock())
         if services is not self._rules.services:
             self._rules.services = services
+            self._rules.defaults = self.services.defaults
             self.notices.services_changed(services)
 
     @property

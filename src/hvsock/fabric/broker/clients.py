@@ -19,7 +19,7 @@ from hvsock.errors import HvsockError, ProtocolError
 from hvsock.fabric import messages, passing
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import Flag, Op, Reply, Request
-from hvsock.topology.access import ROOT_UID, Subject
+from hvsock.topology.access import Subject
 from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.partitions import Kind
 
@@ -80,8 +80,6 @@ class Client:
         if self.gate.partition.kind is not Kind.HOST:
             return None
         _, uid, gid = self.credentials()
-        if uid in (ROOT_UID, self.gate.broker.rules.owner.uid):
-            return Subject(uid)
         try:
             raw = self.sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEERGROUPS_BYTES)
         except OSError as error:

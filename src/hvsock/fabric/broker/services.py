@@ -13,7 +13,7 @@ from hvsock.addresses import ServiceId, VmId
 from hvsock.errors import HvsockError
 from hvsock.registry import Registry, ServiceEntry
 from hvsock.registry.database import FILE_NAME, GLANCE_TIMEOUT_MS, JOURNAL_SUFFIX
-from hvsock.topology.access import Service
+from hvsock.topology.access import Defaults, Service
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Services:
         self._complained_at: float | None = None
         try:
             self.by_id: Mapping[ServiceId, Service] = self._registry.services()
+            self.defaults: Defaults = self._registry.known_defaults()
         except BaseException:
             self._registry.close()
             raise
@@ -52,7 +53,7 @@ class Services:
         self._registry.close()
 
     def look(self, now: float) -> Mapping[ServiceId, Service]:
-        """The services as they are `now`; also kept in ``by_id``."""
+        """The services as they are `now`; also kept in ``by_id``, with ``defaults``."""
         mark = self._mark()
         if mark is not None and mark == self._unchanged:
             return self.by_id
@@ -67,6 +68,7 @@ class Services:
             return self.by_id
         if services is not self.by_id:
             self.by_id = services
+            self.defaults = self._registry.known_defaults()
             self._entries = None
         # a registry that is locked answers with what it last knew, after it has waited
         answered = time.monotonic() - started < GLANCE_TIMEOUT_MS / 1000

@@ -39,7 +39,7 @@ def of(service_id: ServiceId) -> int:
     """
     port = service_id.port if service_id.port is not None else _aliases.get(service_id)
     if port is None:
-        _look()
+        _look(paths.partition_folder())
         port = _aliases.get(service_id)
     if port is None:
         command = f"hvsock service register NAME --id {service_id} --port-alias PORT"
@@ -49,9 +49,19 @@ def of(service_id: ServiceId) -> int:
     return port
 
 
-def _look() -> None:
+def learn(service_id: ServiceId) -> None:
+    """Ask the host for the port of `service_id` where that is needed, in a process that has a fabric of its own.
+
+    Raises:
+        OSError: ENETUNREACH: the host does not answer.
+    """
+    if service_id.port is None and service_id not in _aliases:
+        _look(None)
+
+
+def _look(folder: str | None) -> None:
     try:
-        services = client.call(paths.partition_folder(), "services")
+        services = client.call(folder, "services")
     except HvsockError as error:
         raise OSError(errno.ENETUNREACH, f"a service's port was to be looked up: {error}") from None
     _aliases.update({ServiceId(one["id"]): one["port_alias"] for one in services if one["port_alias"] is not None})

@@ -1,0 +1,257 @@
+"""The way up: a fabric whose host is a partition of another one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+assert sys.platform == "linux"
+
+import hvsock
+from hvsock.addresses import HV_GUID_PARENT, ServiceId
+from hvsock.errors import UsageError
+from hvsock.fabric import client
+from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
+from hvsock.fabric.reactor import Reactor
+from hvsock.relay import uplink as uplink_module
+from hvsock.relay.uplink import Uplink, way_of
+from tests.fabric.peers import wait_until
+
+ECHO = ServiceId("11111111-2222-4333-8444-555555555555")
+SILENT = ServiceId.from_port(5_001)
+ABSENT = ServiceId.from_port(5_002)
+
+
+class Worlds:
+    """Two fabrics: the host of the inner one is the VM `web01` of the outer one.
+
+    Args:
+        outer: the outer fabric.
+        inner: the inner one.
+    """
+
+    def __init__(self, outer: EmbeddedFabric, inner: EmbeddedFabric) -> None:
+        self.outer, self.inner = outer, inner
+        outer.register("echo", ECHO)
+        outer.register("silent", SILENT)
+        self.web01 = outer.create_partition("web01")
+        self.way = f"unix:{self.web01.folder}"
+        self.container = inner.create_partition("box", "container")
+        self.vm = inner.create_partition("nested", "vm")
+        self.inside = inner.create_partition("inside", "container", parent="nested")
+
+    @contextlib.contextmanager
+    def uplink(self) -> Iterator[Uplink]:
+        """The way up, in a thread."""
+        reactor = Reactor()
+        made = Uplink(reactor, self.inner.host.folder, way_of(self.way), 100)
+        thread = threading.Thread(target=reactor.run)
+        thread.start()
+        try:
+            yield made
+        finally:
+            reactor.stop()
+            thread.join()
+            made.close()
+            reactor.close()
+
+    def connect(
+        self, partition: PartitionHandle, service: ServiceId = ECHO, *, passthru: bool = False
+    ) -> hvsock.socket:
+        """A connection of `partition` to its parent."""
+        sock = hvsock.socket(partition=partition.folder)
+        try:
+            sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONTAINER_PASSTHRU, int(passthru))
+            sock.settimeout(20)
+            sock.connect((HV_GUID_PARENT, service))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def listen(self, at: EmbeddedFabric, service: ServiceId = ECHO) -> hvsock.socket:
+        """A listener for the children of a host."""
+        return hvsock.create_server(("children", str(service)), partition=at.host.folder)
+
+
+@pytest.fixture
+def worlds() -> Iterator[Worlds]:
+    with EmbeddedFabric() as outer, EmbeddedFabric() as inner:
+        yield Worlds(outer, inner)
+
+
+def talk(near: hvsock.socket, far: hvsock.socket) -> None:
+    """Both ways, with a half-close that leaves the other way open."""
+    near.sendall(b"x" * 200_000)
+    near.shutdown(socket.SHUT_WR)
+    assert sum(len(piece) for piece in iter(lambda: far.recv(65536), b"")) == 200_000
+    far.sendall(b"answer")
+    far.close()
+    assert near.recv(99) == b"answer"
+    assert near.recv(99) == b""
+
+
+def test_parent_and_passthru(worlds: Worlds) -> None:
+    """PARENT of the host is the outer host; that of a container is the inner one, and with passthru the outer."""
+    with worlds.uplink(), worlds.listen(worlds.outer) as above:
+        for partition, passthru in (
+            (worlds.inner.host, False),
+            (worlds.inner.host, True),
+            (worlds.container, True),
+        ):
+            with worlds.connect(partition, passthru=passthru) as near:
+                far, peer = above.accept()
+                assert peer.vm_id == worlds.web01.id
+                assert near.getpeername() == (HV_GUID_PARENT, ECHO)
+                with far:
+                    talk(near, far)
+        worlds.inner.register("echo", ECHO)
+        with worlds.listen(worlds.inner) as here:
+            for partition, passthru in ((worlds.container, False), (worlds.vm, True), (worlds.vm, False)):
+                with worlds.connect(partition, passthru=passthru) as near, here.accept()[0] as far:
+                    assert far.getpeername()[0] == partition.id
+                    talk(near, far)
+            with worlds.connect(worlds.inside, passthru=True) as near, here.accept()[0] as far:
+                assert far.getpeername()[0] == worlds.inside.id
+
+
+def test_what_the_outer_fabric_refuses(worlds: Worlds) -> None:
+    with worlds.uplink():
+        for service in (ABSENT, SILENT):  # not registered, and nothing listens
+            with pytest.raises(ConnectionRefusedError):
+                worlds.connect(worlds.inner.host, service)
+        with (
+            pytest.raises(OSError, match="SOCK_STREAM alone") as failed,
+            hvsock.socket(type=socket.SOCK_SEQPACKET, partition=worlds.inner.host.folder) as sock,
+        ):
+            sock.connect((HV_GUID_PARENT, ECHO))
+        assert failed.value.errno == errno.EPROTOTYPE
+        worlds.outer.remove_partition("web01")
+        with pytest.raises(OSError, match="no broker answers in") as failed:
+            worlds.connect(worlds.inner.host)
+        assert failed.value.errno == errno.ENETUNREACH
+
+
+def test_without_a_way_up_the_host_has_no_parent(worlds: Worlds) -> None:
+    def is_bare() -> None:
+        with pytest.raises(OSError, match="means no partition in 'host'") as failed:
+            worlds.connect(worlds.inner.host)
+        assert failed.value.errno == errno.EADDRNOTAVAIL
+
+    is_bare()
+    with worlds.uplink():
+        with pytest.raises(OSError, match="a way up serves 'host' already") as failed:
+            client.bind_device(worlds.inner.host.folder)
+        assert failed.value.errno == errno.EADDRINUSE
+        with pytest.raises(OSError, match="nothing listens"):
+            worlds.connect(worlds.inner.host)
+    is_bare()
+    with pytest.raises(OSError, match="Invalid argument") as failed:
+        client.bind_device(worlds.container.folder)
+    assert failed.value.errno == errno.EINVAL
+
+
+def test_it_outlives_the_broker_and_doctor_knows_it(worlds: Worlds) -> None:
+    with worlds.uplink(), worlds.listen(worlds.outer) as above:
+        with worlds.connect(worlds.inner.host) as first, above.accept()[0] as far:
+            worlds.inner.restart()
+            talk(first, far)
+        with worlds.connect(worlds.container, passthru=True) as near, above.accept()[0] as far:
+            talk(near, far)
+        found = client.call(worlds.inner.host.folder, "explain", vm=HV_GUID_PARENT, service=ECHO)
+        assert found["ok"]
+        assert "the way up" in found["checks"][-1]["found"]
+
+
+def test_a_way_up_that_is_killed_is_a_reset(worlds: Worlds) -> None:
+    """And not an end of stream; another one can be started then."""
+    command = [sys.executable, "-m", "hvsock", "uplink", worlds.way]
+    environment = {**os.environ, "HVSOCK_DIR": worlds.inner.folder}
+    with (
+        worlds.listen(worlds.outer) as above,
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process,
+    ):
+        assert process.stderr is not None
+        assert b"the way up is unix:" in process.stderr.readline()
+        with worlds.connect(worlds.inner.host) as near, above.accept()[0] as far:
+            near.sendall(b"hello")
+            assert far.recv(9) == b"hello"
+            process.send_signal(signal.SIGKILL)
+            with pytest.raises(ConnectionResetError):
+                near.recv(9)
+        process.wait()
+    with (
+        worlds.uplink(),
+        worlds.listen(worlds.outer) as above,
+        worlds.connect(worlds.inner.host) as near,
+        above.accept()[0] as far,
+    ):
+        talk(near, far)
+
+
+def test_a_reset_above_is_one_below(worlds: Worlds) -> None:
+    with (
+        worlds.uplink(),
+        worlds.listen(worlds.outer) as above,
+        worlds.connect(worlds.inner.host) as near,
+        above.accept()[0] as far,
+    ):
+        near.sendall(b"never read")
+        wait_until(lambda: len(far.recv(99, socket.MSG_PEEK)) == 10)
+        far.close()  # with something unread
+        with pytest.raises(ConnectionResetError):
+            near.recv(9)
+
+
+def test_one_partition_has_so_many(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uplink_module, "MAX_CONNECTIONS_OF_ONE", 2)
+    with worlds.uplink(), worlds.listen(worlds.outer), contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(worlds.connect(worlds.inner.host))
+        with pytest.raises(ConnectionRefusedError, match="as many connections"):
+            worlds.connect(worlds.inner.host)
+        stack.enter_context(worlds.connect(worlds.container, passthru=True))
+
+
+def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
+    with (
+        worlds.uplink(),
+        hvsock.create_server(("children", str(ECHO)), backlog=100, partition=worlds.outer.host.folder),
+    ):
+        socks = [hvsock.socket(partition=worlds.inner.host.folder) for _ in range(2 * uplink_module.MAX_CONNECTS)]
+        try:
+            for sock in socks:
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    sock.connect((HV_GUID_PARENT, ECHO))
+            for sock in socks:
+                select.select([], [sock], [], 20)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                assert sock.getpeername() == (HV_GUID_PARENT, ECHO)
+        finally:
+            for sock in socks:
+                sock.close()
+
+
+@pytest.mark.parametrize("text", ["", "tcp:1.2.3.4", "unix", "unix:", "unix:relative", "/a/folder"])
+def test_what_is_no_way_up(text: str) -> None:
+    with pytest.raises(UsageError, match="no way up"):
+        way_of(text)
+
+
+def test_a_way_that_is_not_there(worlds: Worlds, tmp_path: Path) -> None:
+    worlds.way = f"unix:{tmp_path / 'nowhere'}"
+    with worlds.uplink(), pytest.raises(OSError, match="no broker answers") as failed:
+        worlds.connect(worlds.inner.host)
+    assert failed.value.errno == errno.ENETUNREACH

@@ -115,6 +115,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 @needs_linux
 def test_what_is_no_file(tmp_path: Path) -> None:
+    assert sys.platform == "linux"
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path):

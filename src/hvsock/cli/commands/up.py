@@ -65,15 +65,14 @@ def up(admin_group: str | None, shared: bool, grace: float, timesync: bool, upli
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="hvsock: %(levelname)s: %(message)s")
     folder = paths.fabric_folder()
-    keep = [kept_relay(folder), *([kept_timesync(folder)] if timesync else [])]
     if uplink is not None:
         way_of(uplink)  # says what is wrong with it
-        keep.append(kept_uplink(folder, uplink))
     with contextlib.ExitStack() as stack:
 
         def ready() -> None:
             say(f"the fabric is up in {folder} (process {os.getpid()})")
-            for kept in keep:
+            keep = [kept_relay(folder), *([kept_timesync(folder)] if timesync else [])]
+            for kept in (*keep, *([] if uplink is None else [kept_uplink(folder, uplink)])):
                 stack.callback(kept.stop)
                 kept.start()
 

@@ -26,7 +26,8 @@ def selftest(as_report: bool, as_json: bool) -> int:
 
     On Linux that is done in a fabric of its own, which needs nothing and leaves nothing behind; on Windows, with
     the sockets of this host or guest. There a service of a random GUID is registered for a moment, where this
-    process is elevated. The exit code is 1 where something failed. --report has what `hvsock doctor --report` has,
+    process is elevated. With the transports vsock and hybrid the other end is in another machine, and nothing is
+    checked. The exit code is 1 where something failed. --report has what `hvsock doctor --report` has,
     too: no user, machine or VM by name.
     """
     from hvsock import selftest as library

@@ -60,7 +60,8 @@ A name may stand wherever a GUID does. VmIds are also written as parent, childre
 silohost, and services as ports.
 """
 _EPILOG: Final = f"""HVSOCK_DIR is the fabric's folder, and HVSOCK_PARTITION the folder of the partition that
-a process speaks for (default: the host's). HVSOCK_TRANSPORT=vsock is for Linux guests.
+a process speaks for (default: the host's). HVSOCK_TRANSPORT is fabric, vsock (for Linux guests) or hybrid (for
+Firecracker and its kin); HVSOCK_CONFIG is a TOML file that may say so too, and HVSOCK_PROFILE one of its profiles.
 
 \b
 {EXIT_CODES}

@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
+assert sys.platform == "linux"
+
 import hvsock
 from hvsock.errors import HvsockError
 from hvsock.nbd import process

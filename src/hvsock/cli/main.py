@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "up": Entry(f"{_IN}.up:up", "Run the fabric's broker in the foreground."),
     "status": Entry(f"{_IN}.status:status", "Show partitions, services and their counters."),
     "doctor": Entry(f"{_IN}.doctor:doctor", "Check the environment, or why a connection works or not."),
+    "selftest": Entry(f"{_IN}.selftest:selftest", "Check this machine's transport from end to end."),
     "service": Entry(f"{_IN}.service:service", "Register, list, enable, disable, export services."),
     "partition": Entry(f"{_IN}.partition:partition", "Create, remove and list partitions."),
     "device": Entry(f"{_IN}.device:device", "Be the virtio socket device of one VM, for QEMU."),

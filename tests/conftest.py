@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -61,6 +62,12 @@ WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
 """Where the tests are that boot VMs, or make the image for them."""
 SHARED_GUESTS = HERE / "vm" / "traffic"
 """Where those are that share guests."""
+WHOLE = (*(HERE / name for name in ("conformance", "docs", "topology", "virtio", "vm")), *HERE.glob("test_*.py"))
+"""Where each set of parameters is tried in `make test` too: tables of rules, and what is fast."""
+MANY_TESTS = 2_000
+"""With fewer tests, somebody runs those of one part, and each set of parameters."""
+MOST_SETS = 4
+"""Of parameters of one test elsewhere that `make test` tries, spread over all of them: most start processes."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
@@ -70,13 +77,27 @@ def has_vms(path: Path) -> bool:
     return any(path.is_relative_to(one) for one in WITH_VMS)
 
 
+def test_of(item: pytest.Item) -> tuple[str, bool]:
+    """A test without its parameters, and whether it is where all of them are tried."""
+    return item.nodeid.partition("[")[0], any(item.path.is_relative_to(one) for one in WHOLE)
+
+
+def spread(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Some of the sets of parameters of one test, the first and the last among them; all where all are tried."""
+    if len(items) <= MOST_SETS or test_of(items[0])[1]:
+        return items
+    return [items[number * (len(items) - 1) // (MOST_SETS - 1)] for number in range(MOST_SETS)]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives tests with VMs more time, and begins with them: they take longest, and few processes run them.
 
-    What is marked as part of the soak alone is left out in `make test`.
+    What is marked as part of the soak alone is left out in `make test`, and most of many sets of parameters.
     """
     if not SOAK:
         items[:] = [item for item in items if item.get_closest_marker("soak") is None]
+    if not SOAK and not FEW and len(items) > MANY_TESTS:
+        items[:] = [item for _, same in itertools.groupby(items, test_of) for item in spread(list(same))]
     for item in items:
         if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))

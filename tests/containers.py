@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
+
+assert sys.platform == "linux"
 
 NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts", "--fork")
 """What a container has for itself; `unshare` of util-linux and of busybox take these words."""

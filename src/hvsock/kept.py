@@ -20,7 +20,7 @@ from typing import Final
 
 from hvsock.fabric import paths
 from hvsock.tied import tied
-from hvsock.transport import TRANSPORT_VARIABLE
+from hvsock.transport import TRANSPORT_VARIABLE, Transport
 
 if sys.platform != "linux":
     raise ImportError("the kernel's word of a parent's death is Linux's")
@@ -33,7 +33,7 @@ RESTART_SECONDS: Final = 1.0
 """Pause before a program that ended is started again."""
 END_SECONDS: Final = 3.0
 """How long the program may take to end after SIGTERM, before SIGKILL."""
-_NOT_THEIRS: Final = (paths.PARTITION_VARIABLE, TRANSPORT_VARIABLE, "NOTIFY_SOCKET")
+_NOT_THEIRS: Final = (paths.PARTITION_VARIABLE, "NOTIFY_SOCKET")
 """Variables that are this process's alone."""
 
 Wanted = Callable[[], AbstractContextManager[Callable[[], bool]]]
@@ -66,6 +66,7 @@ class Kept:
         self._command = [sys.executable, "-P", "-m", "hvsock", *words]
         self._environment = {name: value for name, value in os.environ.items() if name not in _NOT_THEIRS}
         self._environment[paths.FOLDER_VARIABLE] = folder
+        self._environment[TRANSPORT_VARIABLE] = Transport.FABRIC  # whatever the configuration says to others
         self._wanted = wanted
         self._loses = loses
         self._until_unwanted = until_unwanted

@@ -137,6 +137,7 @@ def test_up_keeps_a_relay_from_the_first_forward_on(folder: str) -> None:
         assert is_gone(second)
 
 
+@pytest.mark.soak
 def test_the_relay_ends_with_a_broker_that_is_killed_and_comes_with_the_next(folder: str) -> None:
     with tcp_server(b"hi") as target:
         invoke("service", "register", "web", "--forward", target)
@@ -151,6 +152,7 @@ def test_the_relay_ends_with_a_broker_that_is_killed_and_comes_with_the_next(fol
             assert relay_of(folder) != relay
 
 
+@pytest.mark.soak
 def test_a_relay_of_its_own_outlives_the_broker_and_no_second_one_is_started(folder: str) -> None:
     with tcp_server(b"hi") as target:
         invoke("service", "register", "web", "--forward", target)

@@ -188,6 +188,7 @@ def test_completion_of_commands_and_options() -> None:
     assert "ps1" in completions("service", "export", "--format", "p")
 
 
+@pytest.mark.soak
 def test_completion_of_names(hvsock_fabric: EmbeddedFabric) -> None:
     hvsock_fabric.register("Gr\u00fc\u00dfe aus 2761")
     hvsock_fabric.create_partition("web01")

@@ -63,6 +63,7 @@ def test_a_script_prints_what_it_writes(web01: Environment) -> None:
     assert done.stderr.decode() == "WARNING: careful\nVERBOSE: more\n"
 
 
+@pytest.mark.soak
 def test_objects_as_json(web01: Environment) -> None:
     script = """
     1; Write-Host hello; [pscustomobject]@{Name='x'; Sizes=1,2}; 'Grüße'; $null; Write-Error bad; Get-TestValue
@@ -93,6 +94,7 @@ def test_how_it_ends(web01: Environment, script: str, code: int, error: str | No
         assert done.stderr.decode() == error
 
 
+@pytest.mark.soak
 def test_scripts_from_files_and_standard_input(web01: Environment, tmp_path: Path) -> None:
     file = tmp_path / "script.ps1"
     file.write_bytes("\ufeffRead-Host Name\r\nRead-Host\n".encode())
@@ -144,6 +146,7 @@ def test_a_guest_without_powershell_says_so(tmp_path: Path) -> None:
     assert b"pwsh is not installed in this guest" in done.stderr
 
 
+@pytest.mark.soak
 def test_much_output_takes_little_memory(web01: Environment) -> None:
     mebibytes = sample(3, 50)
     command = [PROGRAM, "pwsh", "web01", "-c", f"New-TestText {mebibytes} -Characters 100000"]
@@ -164,6 +167,7 @@ def resident(pid: int) -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.soak
 def test_output_that_nobody_reads_stops_the_script(web01: Environment) -> None:
     for script in ("New-TestText 1000", "Write-Host x; Write-Host y; New-TestText 1000 | Out-Null"):
         with started("pwsh", "web01", "-c", script, env=web01) as process:
@@ -297,6 +301,7 @@ def test_a_conversation_at_a_terminal(web01: Environment) -> None:
         terminal.type("exit 5\n")
 
 
+@pytest.mark.soak
 def test_a_conversation_ends_with_its_terminal_or_its_session(web01: Environment) -> None:
     with Terminal("web01", "--json", env=web01, code=0) as terminal:
         terminal.expect("PS ")
@@ -307,6 +312,7 @@ def test_a_conversation_ends_with_its_terminal_or_its_session(web01: Environment
         terminal.expect("hvsock: ")
 
 
+@pytest.mark.soak
 def test_progress_is_a_line_of_a_terminal(web01: Environment) -> None:
     script = "Write-Progress Copying -Status half -PercentComplete 50; 'done'"
     with Terminal("web01", "-c", script, env=web01, code=0) as terminal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 @needs_linux
 def test_what_is_no_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+    subprocess.run(["mkfifo", pipe], check=True)
     for path in (pipe, tmp_path):
         with pytest.raises(UsageError, match="a configuration is a file, and this is none"):
             settings({CONFIG_VARIABLE: str(path)})

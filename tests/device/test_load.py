@@ -128,6 +128,7 @@ def guest_side(guest: Guest, socks: list[GuestSocket], data: list[bytes]) -> lis
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("begun_by", ["guest", "host"])
+@pytest.mark.soak
 def test_many_in_a_row(
     fabric: EmbeddedFabric,
     vm: PartitionHandle,
@@ -158,6 +159,7 @@ def test_many_in_a_row(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_idle_connections_take_little_memory(
     fabric: EmbeddedFabric, vm: PartitionHandle, demo: ServiceEntry, tmp_path: object
 ) -> None:
@@ -183,6 +185,7 @@ def test_idle_connections_take_little_memory(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_connections_that_came_and_went_leave_no_memory(
     fabric: EmbeddedFabric, vm: PartitionHandle, demo: ServiceEntry, tmp_path: object
 ) -> None:

@@ -671,6 +671,7 @@ def test_a_registry_that_cannot_be_read_leaves_the_services_as_they_were(
     with monkeypatch.context() as patch:
         patch.setattr(broker_of(fabric).services._registry, "services", damaged)
         patch.setattr(broker_of(fabric).services._registry, "alias", damaged)
+        os.utime(fabric.registry.path)  # else a file that has settled is not looked at again
         for service_id, outcome in ((service.id, 0), (ServiceId.from_port(5), errno.ECONNREFUSED)):
             with start_connect(guest.folder, (PARENT, service_id)) as connector:
                 assert connector.settled() == outcome

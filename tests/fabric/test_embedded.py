@@ -71,6 +71,7 @@ def test_what_is_established_lives_on_after_it() -> None:
         assert far.recv(100) == b"still here"
 
 
+@pytest.mark.soak
 def test_forks_and_requests_at_once_do_each_other_no_harm() -> None:
     """Each fork waits for the end of the broker's turn, and each child closes what is the broker's."""
     with EmbeddedFabric() as fabric:

@@ -264,6 +264,7 @@ def test_a_bind_or_listen_that_fails_leaves_nothing(
         assert [one.listening for one in load()] == [False]
 
 
+@pytest.mark.soak
 def test_thousands_are_loaded_in_no_time(load: Load, tree: Tree) -> None:
     listeners = load()
     sockets = [bind(listeners, tree, Address(HV_GUID_WILDCARD, ServiceId.new()))[1] for _ in range(500)]

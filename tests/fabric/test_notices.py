@@ -115,6 +115,7 @@ def test_what_happened_without_a_broker(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.soak
 def test_devices_that_are_gone_are_forgotten(
     fabric: EmbeddedFabric, vm: PartitionHandle, service: ServiceEntry
 ) -> None:

@@ -161,6 +161,7 @@ def test_one_who_says_nothing_holds_nobody_up(vm: PartitionHandle, tmp_path: Pat
             assert accepted.recv(9) == b"hello"
 
 
+@pytest.mark.soak
 def test_a_vm_is_refused_where_nobody_listens_any_more(vm: PartitionHandle, tmp_path: Path) -> None:
     path = tmp_path / "v"
     beside = tmp_path / f"v_{PORT}"

@@ -129,6 +129,7 @@ def test_kill_9_loses_no_committed_entry(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
 
 
+@pytest.mark.soak
 def test_kill_9_while_the_registry_is_made(tmp_path: Path) -> None:
     chooser = random.Random(20_260_201)
     made = 0

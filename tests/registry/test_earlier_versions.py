@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_written_is_read_as_it_is(
         assert len(registry.entries()) == len(INBOX)
 
 
+@pytest.mark.soak
 def test_processes_that_open_it_at_once_complete_it_once(tmp_path: Path) -> None:
     for number in range(sample(2, 100)):
         folder = tmp_path / str(number)

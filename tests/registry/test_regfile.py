@@ -65,6 +65,7 @@ def test_there_and_back(entries: list[ServiceEntry]) -> None:
 
 @settings(max_examples=strategies.EXAMPLES)
 @given(strategies.registries)
+@pytest.mark.soak
 def test_there_and_back_as_hexadecimal_with_continuations(entries: list[ServiceEntry]) -> None:
     """The way in which regedit writes what it cannot write as a string."""
     lines = ["Windows Registry Editor Version 5.00", ""]
@@ -219,6 +220,7 @@ def test_files_that_are_none(data: bytes, why: str) -> None:
         load_reg(data)
 
 
+@pytest.mark.soak
 def test_more_services_than_a_registry_holds() -> None:
     keys = [f'[{GCS}\\{ServiceId.from_port(port)}]\n"ElementName"="n{port}"\n' for port in range(MAX_SERVICES + 1)]
     assert len(load_reg((V5 + "".join(keys[:-1])).encode()).services) == MAX_SERVICES

@@ -46,6 +46,7 @@ def test_ruff_is_content_whatever_the_name(tmp_path: Path, name: str) -> None:
     run(tmp_path, "ruff", "format", "--isolated", "--no-cache", "--check", ".")
 
 
+@pytest.mark.soak
 def test_mypy_is_content(written: Path) -> None:
     run(written, "mypy", "--strict", "--follow-imports=silent", f"--cache-dir={ROOT / '.mypy_cache'}", ".")
 

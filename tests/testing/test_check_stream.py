@@ -68,6 +68,9 @@ def test_an_end_that_is_broken_by_itself_is_found() -> None:
         check_stream(in_memory(Sound, ReturnsTooMuch), features=IN_MEMORY, checks=["recv_at_most_asked"])
     with pytest.raises(AssertionError, match=r"^recv_at_most_asked \(ends swapped\): "):
         check_stream(in_memory(ReturnsTooMuch, Sound), features=IN_MEMORY, checks=["recv_at_most_asked"])
+    # unless that end is left alone
+    pair = in_memory(ReturnsTooMuch, Sound)
+    check_stream(pair, features=IN_MEMORY, checks=["recv_at_most_asked"], swap=False)
 
 
 def test_features_are_found_by_looking() -> None:

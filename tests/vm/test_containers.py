@@ -23,19 +23,21 @@ from tests.containers import container_command
 from tests.relay.test_containers import IN_CONTAINER, saying
 from tests.vm.support import console_log, default_guest, guest_image, needs_qemu, started, wait_for_line
 
-pytestmark = [needs_qemu, pytest.mark.timeout(300)]
+pytestmark = [needs_qemu, pytest.mark.timeout(600)]
 
 BOX: Final = VmId("22222222-3333-4444-8555-666666666666")
-FABRIC: Final = "/run/fabric"
+HIDDEN: Final = "/run/machine"
+FABRIC: Final = f"{HIDDEN}/fabric"
 END: Final = "\nthat was all"
 
 
 def script(service: ServiceId) -> str:
     """What the guest does: a fabric with a way up, a service, and a container that asks for it."""
     python = ["python3", "/root/in_container.py", str(service), FABRIC]
-    in_container = container_command(f"{FABRIC}/partitions/{BOX}", FABRIC, python)
+    in_container = container_command(f"{FABRIC}/partitions/{BOX}", HIDDEN, python)
     return f"""
         unset HVSOCK_TRANSPORT
+        mkdir {HIDDEN}
         export HVSOCK_DIR={FABRIC}
         hvsock up --uplink vsock &
         until [ -S {FABRIC}/partitions/host/stream ]; do sleep 0.1; done

@@ -35,7 +35,7 @@ DISK_BYTES: Final = 16 << 20
 
 pytestmark = [
     needs_qemu,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         bool(_MISSING),
         reason=f"{', '.join(_MISSING)} missing; as root: apt-get install -y --no-install-recommends "

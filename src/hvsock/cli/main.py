@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "up": Entry(f"{_IN}.up:up", "Run the fabric's broker in the foreground."),
     "status": Entry(f"{_IN}.status:status", "Show partitions, services and their counters."),
     "doctor": Entry(f"{_IN}.doctor:doctor", "Check the environment, or why a connection works or not."),
+    "selftest": Entry(f"{_IN}.selftest:selftest", "Check this machine's transport from end to end."),
     "service": Entry(f"{_IN}.service:service", "Register, list, enable, disable, export services."),
     "partition": Entry(f"{_IN}.partition:partition", "Create, remove and list partitions."),
     "device": Entry(f"{_IN}.device:device", "Be the virtio socket device of one VM, for QEMU."),
@@ -59,7 +60,8 @@ A name may stand wherever a GUID does. VmIds are also written as parent, childre
 silohost, and services as ports.
 """
 _EPILOG: Final = f"""HVSOCK_DIR is the fabric's folder, and HVSOCK_PARTITION the folder of the partition that
-a process speaks for (default: the host's). HVSOCK_TRANSPORT=vsock is for Linux guests.
+a process speaks for (default: the host's). HVSOCK_TRANSPORT is fabric, vsock (for Linux guests) or hybrid (for
+Firecracker and its kin); HVSOCK_CONFIG is a TOML file that may say so too, and HVSOCK_PROFILE one of its profiles.
 
 \b
 {EXIT_CODES}

@@ -39,7 +39,7 @@ async def open_connection(
     """Connect to a service; names are looked up.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         limit: bytes that the reader buffers.
         ssl: speak TLS.
         server_hostname: the name that the server's certificate has to have; needed with `ssl`.
@@ -58,7 +58,7 @@ async def connected(address: AddressLike, *, partition: str | None = None, passt
     """A socket that is connected to a service and does not block; names are looked up. The caller owns it.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         partition: the partition's folder to connect from; by default that of the process.
         passthru: set HVSOCKET_CONTAINER_PASSTHRU.
 
@@ -127,7 +127,7 @@ async def start_server(
 
     Args:
         client_connected_cb: a function or a coroutine function; it closes the writer.
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         limit: bytes that each reader buffers.
         backlog: connections that may wait to be accepted.
         ssl: speak TLS.

@@ -21,12 +21,10 @@ else:
     from .hybrid.socket import socket
 
 
-if sys.platform == "linux":
+def class_for(address: object) -> type[socket]:
+    """The class of sockets for an address: that of this process, save for ``unix:`` URLs, which are hybrid."""
+    if sys.platform == "win32" or not urls.is_hybrid(address):
+        return socket
+    from .hybrid.socket import socket as hybrid
 
-    def class_for(address: object) -> type[socket]:
-        """The class of sockets for an address: that of this process, save for ``unix:`` URLs, which are hybrid."""
-        if not urls.is_hybrid(address):
-            return socket
-        from .hybrid.socket import socket as hybrid
-
-        return hybrid
+    return hybrid

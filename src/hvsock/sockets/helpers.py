@@ -33,7 +33,7 @@ def create_connection(
     """Connect to a service; names are looked up.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         timeout: seconds for the whole of it, and the time-out of the socket; None for no limit.
         retry: try again until the service is there, or `timeout` is over.
         type: SOCK_STREAM or SOCK_SEQPACKET.
@@ -61,7 +61,7 @@ def create_server(
     """A listening socket; names are looked up.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair; VM is any, children, parent, loopback, a VmId or a name.
+        address: a URL or the pair; VM is any, children, parent, loopback, a VmId or a name.
         backlog: connections that may wait to be accepted.
         type: SOCK_STREAM or SOCK_SEQPACKET.
         partition: the partition's folder to listen in; by default that of the process.
@@ -112,7 +112,7 @@ def wait_for_service(address: AddressLike, timeout: float | None = None, *, part
     there is no broker to ask, with hybrid sockets and on a host of kernel vsock.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         timeout: seconds; None for no limit.
         partition: the partition's folder to ask from; by default that of the process.
 

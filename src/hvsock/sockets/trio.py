@@ -38,7 +38,7 @@ async def open_stream(address: AddressLike, *, partition: str | None = None) -> 
     """Connect to a service; names are looked up.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         partition: the partition's folder to connect from; by default that of the process.
 
     Raises:
@@ -103,7 +103,7 @@ async def open_listener(address: AddressLike, *, backlog: int = 128, partition: 
     """A listener for a service; names are looked up.
 
     Args:
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         backlog: connections that may wait to be accepted.
         partition: the partition's folder to listen in; by default that of the process.
 
@@ -129,7 +129,7 @@ async def serve(
 
     Args:
         handler: a coroutine function; the stream is closed when it returns.
-        address: ``hvsocket://VM/SERVICE`` or the pair.
+        address: a URL or the pair, as :func:`hvsock.resolve` takes them.
         backlog: connections that may wait to be accepted.
         partition: the partition's folder to listen in; by default that of the process.
         handler_nursery: where the tasks run; by default one of this call's own.

@@ -182,7 +182,8 @@ class Service:
         per_vm: on top, for the connections of single VMs with their host.
         port: the AF_VSOCK port by which guests know it; None where it has none.
         built_in: what holds where no setting says anything; nothing in them is None.
-        defaults: over these and below the settings, those that the operator made for all services.
+        defaults: over these and below the settings, those that the operator made for all services. All have the
+            same, so they are no part of what makes two services equal.
     """
 
     id: ServiceId
@@ -191,7 +192,7 @@ class Service:
     per_vm: Mapping[VmId, Settings] = field(default_factory=dict)
     port: int | None = None
     built_in: Settings = DEFAULTS
-    defaults: Defaults = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=dict, compare=False)
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.

@@ -188,6 +188,7 @@ def test_a_password(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     assert PASSWORDS[ME] not in caplog.text
 
 
+@pytest.mark.soak
 def test_too_many_wrong_passwords(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     """Then a right one is refused, too, and PAM is not asked; the host's key goes on to work."""
 

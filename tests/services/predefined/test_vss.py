@@ -468,6 +468,7 @@ def test_a_keeper_that_ends_leaves_nothing_frozen(
     assert machine.log()[4:7] == THAWED
 
 
+@pytest.mark.soak
 def test_a_keeper_that_hangs_is_killed_and_all_is_thawed(
     made: EmbeddedFabric, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Final
 from hvsock import transport
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
-from hvsock.machines import known
 from hvsock.transport import Transport
 
 from . import kernel
@@ -42,6 +41,8 @@ def _device() -> Answer:
 @asks("Is there a way from this guest to its host?")
 def _to_host() -> Answer:
     _need_linux()
+    from hvsock.machines import known
+
     if known.is_host():
         return yes("none is needed: this machine is a host, as the configuration says")
     return kernel.answer(kernel.VIRTIO, kernel.HYPERV, kernel.VMCI)
@@ -88,6 +89,7 @@ def _socket() -> Answer:
 )
 def _host() -> Answer:
     from hvsock.fabric import client
+    from hvsock.machines import known
 
     if known.is_host():
         return yes("none is needed: the configuration, libvirt or QEMU know the VMs")

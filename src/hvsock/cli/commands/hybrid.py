@@ -74,8 +74,9 @@ def serve(vm: str, path: str, profile: str, mode: int) -> None:
     connects to on its parent goes to PATH_PORT or PATH_GUID while somebody listens there; the service has to be
     registered.
     """
-    if transport.chosen() is Transport.VSOCK:
-        raise UsageError("this is a guest; `hvsock hybrid serve` is for its host")
+    if transport.chosen() is not Transport.FABRIC:
+        text = f"it shows a VM of a fabric, and the transport here is {transport.chosen()}"
+        raise UsageError(f"{text}: run it on the fabric's host, with {transport.TRANSPORT_VARIABLE}=fabric")
     logging.basicConfig(level=logging.INFO, handlers=[LogLines()])
     process.serve(
         vm_id_of(vm),

@@ -12,6 +12,7 @@ import click
 from hvsock.cli.names import complete_partitions, folder_of
 from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.fabric import paths
+from hvsock.transport import TRANSPORT_VARIABLE, Transport
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
@@ -30,13 +31,14 @@ if sys.platform != "linux":
 def run(name: str, command: tuple[str, ...]) -> NoReturn:
     """Run COMMAND, whose Hyper-V sockets live in the partition NAME.
 
-    It gets HVSOCK_PARTITION and HVSOCK_DIR, takes the place of this process, and so its exit code is the
-    command's own.
+    It gets HVSOCK_PARTITION, HVSOCK_DIR and HVSOCK_TRANSPORT, takes the place of this process, and so its exit
+    code is the command's own.
     """
     environ = {
         **os.environ,
         paths.FOLDER_VARIABLE: paths.fabric_folder(),
         paths.PARTITION_VARIABLE: folder_of(name),
+        TRANSPORT_VARIABLE: Transport.FABRIC,  # whatever the configuration says to others
     }
     sys.stdout.flush()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a command would inherit that

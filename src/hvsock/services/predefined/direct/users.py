@@ -16,7 +16,10 @@ if sys.platform != "linux":
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH where the agent itself has none."""
-INHERITED: Final = ("PATH", "TZ", "LANG", "HVSOCK_DIR", "HVSOCK_PARTITION", "HVSOCK_TRANSPORT")
+INHERITED: Final = (
+    *("PATH", "TZ", "LANG", "HVSOCK_DIR", "HVSOCK_PARTITION", "HVSOCK_TRANSPORT"),
+    *("HVSOCK_CONFIG", "HVSOCK_PROFILE"),
+)
 """What commands get of the agent's own environment."""
 
 

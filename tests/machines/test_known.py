@@ -16,6 +16,7 @@ from hvsock.errors import BusyError, HvsockError, NotFoundError, NotReadyError, 
 assert sys.platform == "linux"
 
 from hvsock.machines import known, sources
+from hvsock.machines.qemu import MAX_STATUS_BYTES, parse_uids
 from tests.machines.test_parsers import DEVICE, DOMAIN, PROGRAM, UUID, line
 
 ID, OTHER = VmId(UUID), VmId("00000001-9bbd-45e0-b56a-823244e51922")
@@ -35,10 +36,12 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configure:
     return write
 
 
-def processes(folder: Path, *lines: bytes) -> str:
-    """A folder as /proc, with processes of this user."""
+def processes(folder: Path, *lines: bytes, uids: str | None = None) -> str:
+    """A folder as /proc, with processes of this user, or of those `uids`."""
+    uids = uids or "\t".join([str(os.geteuid())] * 4)
     for number, data in enumerate(lines, 1):
         (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "status").write_text(f"Name:\tqemu\nUid:\t{uids}\nGid:\t0\t0\t0\t0\n")
         (folder / str(number) / "cmdline").write_bytes(data)
     (folder / "self").mkdir()
     (folder / "99").mkdir()  # it ended
@@ -54,6 +57,18 @@ def test_processes_of_those_who_count(tmp_path: Path) -> None:
     found = list(sources.of_processes(frozenset({os.geteuid()}), folder))
     assert sorted(vm.cid or 0 for vm in found) == [3, 4]
     assert list(sources.of_processes(frozenset({os.geteuid() + 1}), folder)) == []
+
+
+@pytest.mark.parametrize("uids", ["1\t0\t0\t0", "0\t1\t0\t0", "0\t0\t1\t0", "0\t0\t0\t1", "0\t0\t0", ""])
+def test_a_process_that_somebody_else_started(uids: str, tmp_path: Path) -> None:
+    """As by ``exec -a qemu-system-x86_64 su``: root's to the kernel, whose command line is somebody else's."""
+    folder = processes(tmp_path / "proc", qemu(3, UUID), uids=uids or "?")
+    assert list(sources.of_processes(frozenset({0, os.geteuid()}), folder)) == []
+
+
+def test_the_user_ids_of_this_process() -> None:
+    with open("/proc/self/status", "rb") as file:
+        assert parse_uids(file.read(MAX_STATUS_BYTES)) == {*os.getresuid()}
 
 
 def test_the_processes_of_this_machine_can_be_read() -> None:

@@ -87,6 +87,9 @@ def _virsh(uri: str, *arguments: str) -> str:
 def of_processes(owners: frozenset[int], folder: str = PROCESSES) -> Iterator[Vm]:
     """The QEMUs that run and have a vhost-vsock device, of these users: anybody may call a program so.
 
+    Each of a process's user ids has to be theirs. Its folder's owner is the effective one alone, which is root
+    for a set-user-ID program, and who starts that chooses its command line.
+
     Args:
         owners: the users' ids.
         folder: where the kernel shows its processes.
@@ -96,7 +99,9 @@ def of_processes(owners: frozenset[int], folder: str = PROCESSES) -> Iterator[Vm
             continue
         with contextlib.suppress(OSError):  # it ended meanwhile
             path = os.path.join(folder, name)
-            if os.stat(path).st_uid not in owners:
+            with open(os.path.join(path, "status"), "rb") as file:
+                uids = qemu.parse_uids(file.read(qemu.MAX_STATUS_BYTES))
+            if not uids or not uids <= owners:
                 continue
             with open(os.path.join(path, "cmdline"), "rb") as file:
                 vm = qemu.parse_command_line(file.read(qemu.MAX_COMMAND_LINE_BYTES + 1))

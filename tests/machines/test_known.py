@@ -133,6 +133,19 @@ def test_no_virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sources.guests(LIBVIRT)
 
 
+def test_a_virsh_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "virsh").write_bytes(b"\x7fELF and no more")
+    (tmp_path / "virsh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotReadyError, match="virsh, which cannot be run: Exec format error"):
+        sources.guests(LIBVIRT)
+
+
+def test_processes_that_cannot_be_listed(tmp_path: Path) -> None:
+    with pytest.raises(NotReadyError, match=r"QEMUs are looked for in .*none, which cannot be read: No such file"):
+        list(sources.of_processes(frozenset({0}), str(tmp_path / "none")))
+
+
 def test_a_virsh_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     virsh(tmp_path, "exec sleep 60", monkeypatch)
     monkeypatch.setattr(sources, "VIRSH_SECONDS", 0.1)

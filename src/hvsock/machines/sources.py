@@ -73,6 +73,10 @@ def _virsh(uri: str, *arguments: str) -> str:
         raise NotReadyError(
             "libvirt's VMs are asked for by virsh, which is not installed: apt-get install libvirt-clients"
         ) from None
+    except OSError as error:
+        raise NotReadyError(
+            f"libvirt's VMs are asked for by virsh, which cannot be run: {error.strerror}"
+        ) from None
     except subprocess.TimeoutExpired:
         raise NotReadyError(f"virsh {arguments[0]} did not end within {VIRSH_SECONDS:g} s") from None
     if done.returncode:
@@ -93,8 +97,16 @@ def of_processes(owners: frozenset[int], folder: str = PROCESSES) -> Iterator[Vm
     Args:
         owners: the users' ids.
         folder: where the kernel shows its processes.
+
+    Raises:
+        NotReadyError: it cannot be read.
     """
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        text = f"QEMUs are looked for in {folder}, which cannot be read: {error.strerror}"
+        raise NotReadyError(text) from None
+    for name in names:
         if not name.isdecimal():
             continue
         with contextlib.suppress(OSError):  # it ended meanwhile

@@ -269,6 +269,28 @@ class TestConnect:
             sock.connect((vm_id, PORT))
         assert caught.value.errno == code
 
+    @pytest.mark.parametrize(
+        ("more", "code", "why"),
+        [
+            ("guests='libvirt'", errno.EHOSTUNREACH, "virsh, which is not installed"),
+            ("guests='qemu'\nqemu_users=['nobody here']", errno.EADDRNOTAVAIL, "no user 'nobody here'"),
+        ],
+    )
+    def test_where_nobody_can_be_asked(
+        self,
+        more: str,
+        code: int,
+        why: str,
+        folder: Path,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        configure(more=more)
+        monkeypatch.setenv("PATH", str(folder))
+        with socket() as sock, pytest.raises(OSError, match=why) as caught:
+            sock.connect((VmId(GUID), PORT))
+        assert caught.value.errno == code
+
     def test_by_context_id(self, folder: Path, configure: Configure) -> None:
         configure(names=(), more=f"[profiles.default.vms.web01]\ncid=7\nid='{GUID}'\npath='{folder / 'web01'}'")
         with vmm(folder / "web01", guest_of(PROFILES["hvsock"], SERVED)), socket() as sock:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from hvsock.addresses import VmId
 from hvsock.config.settings import Vm, vm_id_of_cid
+from hvsock.constants import VSOCK_CID_ANY, VSOCK_CID_HOST
 
 from .libvirt import name_of
 
@@ -40,12 +41,12 @@ def parse_command_line(data: bytes) -> Vm | None:
     if len(found) != 1:
         return None
     cid = found.pop()
+    if not VSOCK_CID_HOST < cid < VSOCK_CID_ANY:
+        return None
     vm_id, uuid = None, next(_values(words, "uuid"), None)
     try:
         vm_id = vm_id_of_cid(cid) if uuid is None else VmId(uuid)
     except ValueError:
-        return None
-    if cid <= 2:
         return None
     return Vm(name_of(_name(words), str(vm_id)), vm_id, cid)
 

@@ -148,7 +148,7 @@ def without(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for name in sorted(names, key=len, reverse=True):
             if name and name not in NO_SECRETS:
-                value = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", lambda _, to=names[name]: to, value)
+                value = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", names[name], value)
         return value
     if isinstance(value, list):
         return [without(one, names) for one in value]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,6 +153,42 @@ def test_a_virsh_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "VIRSH_SECONDS", 0.1)
     with pytest.raises(NotReadyError, match=r"virsh list did not end within 0.1 s"):
         sources.guests(LIBVIRT)
+
+
+class Virsh:
+    """A virsh that takes `seconds` of a clock of its own for each call, and tells of many domains."""
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.allowed = list[float]()
+        self._seconds = seconds
+        monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(subprocess, "run", self._run)
+
+    def _run(self, command: list[str], *, timeout: float, **_: object) -> subprocess.CompletedProcess[bytes]:
+        self.allowed.append(timeout)
+        seconds = self._seconds if "dumpxml" in command else 0.0
+        self.now += min(seconds, timeout)
+        if seconds > timeout:
+            raise subprocess.TimeoutExpired(command, timeout)
+        text = DOMAIN if "dumpxml" in command else f"{UUID}\n" * 1024
+        return subprocess.CompletedProcess(command, 0, text.encode(), b"")
+
+
+def test_a_domain_that_is_not_told_of_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its VM would be taken for one that ended."""
+    played = Virsh(11.0, monkeypatch)
+    with pytest.raises(NotReadyError, match="virsh dumpxml did not end within 10 s"):
+        sources.guests(LIBVIRT)
+    assert played.allowed == [10.0, 10.0]
+
+
+def test_all_domains_have_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Virsh(7.5, monkeypatch)
+    with pytest.raises(NotReadyError, match="did not tell of all VMs of qemu:///system within 30 s"):
+        sources.guests(LIBVIRT)
+    assert played.allowed == [10.0, 10.0, 10.0, 10.0, 7.5]
+    assert played.now == sources.LIBVIRT_SECONDS
 
 
 def test_users_whose_qemus_count() -> None:

@@ -190,3 +190,30 @@ def test_names_of_the_configuration_are_not_told(monkeypatch: pytest.MonkeyPatch
         "virsh failed at LIBVIRT: no host LIBVIRT",
         "of USER and USER, 107",
     ]
+
+
+def test_a_configuration_that_cannot_be_used(
+    hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[profiles.q7.vms.secret]\nport = 1", encoding="utf-8")
+    monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+    found = {one["question"]: one for one in invoke_json("doctor", code=1)["checks"]}
+    for question in ("Can the configuration be used?", "Is a transport chosen?"):
+        assert "profiles.q7.vms.secret.port: there is no such key" in found[question]["found"]
+        assert found[question]["needed"]
+        assert not found[question]["ok"]
+    made = invoke_json("doctor", "--report")
+    assert made["configuration"] == made["transport"] == f"unknown: {report.UNUSABLE}"
+    assert "secret" not in json.dumps(made)
+    text = invoke("doctor", "--report").stdout
+    assert f"| configuration | unknown: {report.UNUSABLE} |" in text
+    assert "q7" not in text
+
+
+def test_a_transport_that_is_none(hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSOCK_TRANSPORT", "tcp")
+    found = {one["question"]: one for one in invoke_json("doctor", code=1)["checks"]}
+    assert found["Can the configuration be used?"]["ok"]
+    assert "HVSOCK_TRANSPORT is 'tcp'; it may be: fabric" in found["Is a transport chosen?"]["found"]
+    assert "HVSOCK_TRANSPORT is 'tcp'" in invoke_json("doctor", "--report")["transport"]

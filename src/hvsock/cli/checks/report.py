@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from hvsock._version import __version__
 from hvsock.cli.output import mark
 from hvsock.config import files
 from hvsock.config.settings import Guests, Settings
-from hvsock.errors import HvsockError
+from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import paths
 
 from . import examine, headed, kernel, vms
@@ -47,8 +47,8 @@ def made() -> Report:
         "system": _system(),
         "machine": platform.machine(),
         "virtualization": _virtualization(),
-        "transport": str(transport.chosen()),
-        "configuration": files.settings().where or "none",
+        "transport": _told(transport.chosen),
+        "configuration": _told(lambda: files.settings().where or "none"),
         "qemu": _qemu(),
         "guests": _guests(),
         "kernel_options": {name: options.get(name, "n") for name in kernel.OPTIONS} if path else {},
@@ -56,6 +56,14 @@ def made() -> Report:
     }
     cleaned: Report = without(found, own_names())
     return cleaned
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """The answer, or why there is none."""
+    try:
+        return str(ask())
+    except UsageError as error:
+        return f"unknown: {error}"
 
 
 def _packages() -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import platform
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hvsock import availability
 from hvsock.cli import checks
 from hvsock.cli.checks import hybrid, hyperv, kernel, report, vms, vsock
 from hvsock.cli.checks.check import Answer, Check, asks, no, yes
+from hvsock.config import files
 from hvsock.errors import HvsockError
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import invoke, invoke_json
@@ -154,7 +155,65 @@ def test_the_report(hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPat
 
 
 def test_names_that_are_not_told() -> None:
-    names = {"/home/ann": "HOME", "ann": "USER", "x": "USER", "root": "USER", "": "USER", "/": "HOME"}
-    told = {"a": ["/home/ann/x of ann's; anna, x, root"], "b": 3, "ann": None}
-    assert report.without(told, names) == {"a": ["HOME/x of USER's; anna, x, root"], "b": 3, "ann": None}
-    assert os.uname().nodename in report.own_names()
+    names = {"/home/ann": "HOME", "ann": "USER", "x": "USER", "root": "USER", "": "USER"}
+    told = {"a": ["/home/ann/x of ann's; anna, root, web_ann_1, 1ann, xx"], "b": 3, "ann": None}
+    assert report.without(told, names) == {
+        "a": ["HOME/USER of USER's; anna, root, web_USER_1, 1ann, xx"],
+        "b": 3,
+        "ann": None,
+    }
+
+
+def test_short_names_of_this_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "x")
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setattr(socket, "gethostname", lambda: "pc.example.org")
+    names = report.own_names()
+    assert not {"x", "/", "pc"} & set(names)
+    assert names["pc.example.org"] == "HOST"
+
+
+def test_names_of_the_configuration_are_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "profile = 'q7'\n[profiles.q7]\nqemu_users = ['bo', '107']\nlibvirt = 'qemu+ssh://gwen@blade.corp:22/system'",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+    told = [
+        str(files.settings().where),
+        "virsh failed at qemu+ssh://gwen@blade.corp:22/system: no host blade.corp",
+        "of gwen and bo, 107",
+    ]
+    assert report.without(told, report.own_names()) == [
+        f"{file}: profiles.PROFILE",
+        "virsh failed at LIBVIRT: no host LIBVIRT",
+        "of USER and USER, 107",
+    ]
+
+
+def test_a_configuration_that_cannot_be_used(
+    hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[profiles.q7.vms.secret]\nport = 1", encoding="utf-8")
+    monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+    found = {one["question"]: one for one in invoke_json("doctor", code=1)["checks"]}
+    for question in ("Can the configuration be used?", "Is a transport chosen?"):
+        assert "profiles.q7.vms.secret.port: there is no such key" in found[question]["found"]
+        assert found[question]["needed"]
+        assert not found[question]["ok"]
+    made = invoke_json("doctor", "--report")
+    assert made["configuration"] == made["transport"] == f"unknown: {report.UNUSABLE}"
+    assert "secret" not in json.dumps(made)
+    text = invoke("doctor", "--report").stdout
+    assert f"| configuration | unknown: {report.UNUSABLE} |" in text
+    assert "q7" not in text
+
+
+def test_a_transport_that_is_none(hvsock_fabric: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSOCK_TRANSPORT", "tcp")
+    found = {one["question"]: one for one in invoke_json("doctor", code=1)["checks"]}
+    assert found["Can the configuration be used?"]["ok"]
+    assert "HVSOCK_TRANSPORT is 'tcp'; it may be: fabric" in found["Is a transport chosen?"]["found"]
+    assert "HVSOCK_TRANSPORT is 'tcp'" in invoke_json("doctor", "--report")["transport"]

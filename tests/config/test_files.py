@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +114,35 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         settings(environ)
     file.write_bytes(b"#" * MAX_FILE_BYTES)
     assert settings(environ) == Settings()
+
+
+@pytest.mark.parametrize("denied", [errno.EACCES, errno.EPERM])
+def test_a_home_folder_that_cannot_be_entered(
+    denied: int, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = str(tmp_path / f"home-{denied}" / "config.toml")
+
+    def guarded(call: Any) -> Any:
+        def act(path: Any, *rest: Any, **more: Any) -> Any:
+            if path == own:
+                raise OSError(denied, os.strerror(denied))
+            return call(path, *rest, **more)
+
+        return act
+
+    monkeypatch.setattr(files, "candidates", lambda _: (own, str(file)))
+    monkeypatch.setattr(os, "open", guarded(os.open))
+    with monkeypatch.context() as folder:
+        folder.setattr(os, "stat", guarded(os.stat))
+        assert settings({}).transport == "vsock"
+        with pytest.raises(UsageError, match=r"the configuration cannot be read: "):
+            settings({CONFIG_VARIABLE: own})
+    # the file itself is there, and closed to this user: its settings are not passed over in silence
+    Path(own).parent.mkdir()
+    Path(own).touch()
+    files._settings.cache_clear()
+    with pytest.raises(UsageError, match=r"the configuration cannot be read: "):
+        settings({})
 
 
 @needs_linux

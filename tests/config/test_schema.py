@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hvsock.addresses import HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId, VmId
-from hvsock.config.schema import MAX_VMS, parse
+from hvsock.config.files import MAX_FILE_BYTES
+from hvsock.config.schema import MAX_KEY_DOTS, MAX_VMS, parse
 from hvsock.config.settings import Guests, Settings, Vm, vm_id_of_cid, vm_id_of_path
 from hvsock.errors import UsageError
 
@@ -189,3 +191,43 @@ def test_ids_of_what_has_none() -> None:
     assert vm_id_of_path("/a") == vm_id_of_path("/a") != vm_id_of_path("/b")
     assert vm_id_of_path("/a").cid is None
     assert vm_id_of_path("/\udcff")[14] == "8"
+
+
+MANY_DOTS = "a." * (MAX_KEY_DOTS + 1) + "b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# one\n\n{MANY_DOTS} = 1",
+        f"# one\n\n[{MANY_DOTS}]",
+        "# one\n\n" + "a." * 130_000 + "b = 1",
+        "# one\n\n" + "'a' . \"a\" . " * MAX_KEY_DOTS + "b = 1",
+        f'# one\nx = {{y = """\n""", {MANY_DOTS} = 1}} # "',
+        f'# one\nx = {{y = """\n""""", {MANY_DOTS} = 1}} # "',
+        f"# one\nx = {{y = '''\n#\\'''', {MANY_DOTS} = 1}} # '",
+        f'# """\n\nx = {{y = "\\"#", {MANY_DOTS} = 1}}',
+    ],
+    ids=range(8),
+)
+def test_keys_with_more_dots_than_tomllib_can_take(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{re.escape(FILE)}: line 3: a key has at most 64 dots$"):
+        parse(text, FILE)
+
+
+def test_dots_that_are_not_a_keys() -> None:
+    dots = "." * (MAX_KEY_DOTS + 1)
+    many = ", ".join(f"x{number}.cid = {number}" for number in range(3, MAX_KEY_DOTS + 9))
+    found = parse(
+        f'# {dots}\nprofiles.default.vms = {{{many}, a.path = \'/{dots}a\', b.path = "/\\"{dots}a"}} # {dots}',
+        FILE,
+    )
+    assert len(found.chosen(None).vms) == MAX_KEY_DOTS + 8
+
+
+@pytest.mark.parametrize("piece", ['"', "'", '"""', "'''", '\\"""\n', '\\"', "#", "a", "[", '"\\', "'''\\\n"])
+@pytest.mark.parametrize("end", ["", "\\", '"'])
+def test_texts_without_an_end_take_no_time(piece: str, end: str) -> None:
+    """The time-out of tests is what would tell."""
+    with pytest.raises(UsageError):
+        parse('x = 1\n"""\n' + piece * (MAX_FILE_BYTES // len(piece) - 10) + end, FILE)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,7 @@ from hvsock.errors import BusyError, HvsockError, NotFoundError, NotReadyError, 
 assert sys.platform == "linux"
 
 from hvsock.machines import known, sources
+from hvsock.machines.qemu import MAX_STATUS_BYTES, parse_uids
 from tests.machines.test_parsers import DEVICE, DOMAIN, PROGRAM, UUID, line
 
 ID, OTHER = VmId(UUID), VmId("00000001-9bbd-45e0-b56a-823244e51922")
@@ -35,10 +38,12 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configure:
     return write
 
 
-def processes(folder: Path, *lines: bytes) -> str:
-    """A folder as /proc, with processes of this user."""
+def processes(folder: Path, *lines: bytes, uids: str | None = None) -> str:
+    """A folder as /proc, with processes of this user, or of those `uids`."""
+    uids = uids or "\t".join([str(os.geteuid())] * 4)
     for number, data in enumerate(lines, 1):
         (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "status").write_text(f"Name:\tqemu\nUid:\t{uids}\nGid:\t0\t0\t0\t0\n")
         (folder / str(number) / "cmdline").write_bytes(data)
     (folder / "self").mkdir()
     (folder / "99").mkdir()  # it ended
@@ -54,6 +59,18 @@ def test_processes_of_those_who_count(tmp_path: Path) -> None:
     found = list(sources.of_processes(frozenset({os.geteuid()}), folder))
     assert sorted(vm.cid or 0 for vm in found) == [3, 4]
     assert list(sources.of_processes(frozenset({os.geteuid() + 1}), folder)) == []
+
+
+@pytest.mark.parametrize("uids", ["1\t0\t0\t0", "0\t1\t0\t0", "0\t0\t1\t0", "0\t0\t0\t1", "0\t0\t0", ""])
+def test_a_process_that_somebody_else_started(uids: str, tmp_path: Path) -> None:
+    """As by ``exec -a qemu-system-x86_64 su``: root's to the kernel, whose command line is somebody else's."""
+    folder = processes(tmp_path / "proc", qemu(3, UUID), uids=uids or "?")
+    assert list(sources.of_processes(frozenset({0, os.geteuid()}), folder)) == []
+
+
+def test_the_user_ids_of_this_process() -> None:
+    with open("/proc/self/status", "rb") as file:
+        assert parse_uids(file.read(MAX_STATUS_BYTES)) == {*os.getresuid()}
 
 
 def test_the_processes_of_this_machine_can_be_read() -> None:
@@ -118,11 +135,60 @@ def test_no_virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sources.guests(LIBVIRT)
 
 
+def test_a_virsh_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "virsh").write_bytes(b"\x7fELF and no more")
+    (tmp_path / "virsh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotReadyError, match="virsh, which cannot be run: Exec format error"):
+        sources.guests(LIBVIRT)
+
+
+def test_processes_that_cannot_be_listed(tmp_path: Path) -> None:
+    with pytest.raises(NotReadyError, match=r"QEMUs are looked for in .*none, which cannot be read: No such file"):
+        list(sources.of_processes(frozenset({0}), str(tmp_path / "none")))
+
+
 def test_a_virsh_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     virsh(tmp_path, "exec sleep 60", monkeypatch)
     monkeypatch.setattr(sources, "VIRSH_SECONDS", 0.1)
     with pytest.raises(NotReadyError, match=r"virsh list did not end within 0.1 s"):
         sources.guests(LIBVIRT)
+
+
+class Virsh:
+    """A virsh that takes `seconds` of a clock of its own for each call, and tells of many domains."""
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.allowed = list[float]()
+        self._seconds = seconds
+        monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(subprocess, "run", self._run)
+
+    def _run(self, command: list[str], *, timeout: float, **_: object) -> subprocess.CompletedProcess[bytes]:
+        self.allowed.append(timeout)
+        seconds = self._seconds if "dumpxml" in command else 0.0
+        self.now += min(seconds, timeout)
+        if seconds > timeout:
+            raise subprocess.TimeoutExpired(command, timeout)
+        text = DOMAIN if "dumpxml" in command else f"{UUID}\n" * 1024
+        return subprocess.CompletedProcess(command, 0, text.encode(), b"")
+
+
+def test_a_domain_that_is_not_told_of_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its VM would be taken for one that ended."""
+    played = Virsh(11.0, monkeypatch)
+    with pytest.raises(NotReadyError, match="virsh dumpxml did not end within 10 s"):
+        sources.guests(LIBVIRT)
+    assert played.allowed == [10.0, 10.0]
+
+
+def test_all_domains_have_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Virsh(7.5, monkeypatch)
+    with pytest.raises(NotReadyError, match="did not tell of all VMs of qemu:///system within 30 s"):
+        sources.guests(LIBVIRT)
+    assert played.allowed == [10.0, 10.0, 10.0, 10.0, 7.5]
+    assert played.now == sources.LIBVIRT_SECONDS
 
 
 def test_users_whose_qemus_count() -> None:

@@ -150,6 +150,12 @@ class TestQemu:
             line(PROGRAM, "-device", "vhost-vsock-pci,guest-cid=2"),
             line(PROGRAM, "-device", "vhost-vsock-pci,guest-cid=4294967295"),
             line(PROGRAM, "-device", "vhost-vsock-pci,guest-cid=99999999999"),
+            line(PROGRAM, "-uuid", UUID, "-device", "vhost-vsock-pci,guest-cid=2"),
+            line(PROGRAM, "-uuid", UUID, "-device", "vhost-vsock-pci,guest-cid=4294967295"),
+            line(PROGRAM, "-uuid", UUID, "-device", "vhost-vsock-pci,guest-cid=9999999999"),
+            line(
+                PROGRAM, "-uuid", UUID, "-device", '{"driver":"vhost-vsock-pci","guest-cid":18446744073709551616}'
+            ),
             line(PROGRAM, "-device", '{"driver":"vhost-vsock-pci","guest-cid":true}'),
             line(PROGRAM, "-device", '{"driver":"vhost-vsock-pci","guest-cid":-1}'),
             line(PROGRAM, "-device", '{"driver":["vhost-vsock-pci"],"guest-cid":3}'),
@@ -160,7 +166,7 @@ class TestQemu:
             line(PROGRAM, "-device"),
             line(PROGRAM, *DEVICE, "x" * qemu.MAX_COMMAND_LINE_BYTES),
         ],
-        ids=range(25),
+        ids=range(29),
     )
     def test_none(self, data: bytes) -> None:
         assert qemu.parse_command_line(data) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.errors import HvsockError, NotFoundError, ProtocolError, RefusedError, UsageError
+from hvsock.nbd import process
 from hvsock.nbd.disk import Disk
 from hvsock.nbd.handshake import (
     MAX_NAME_BYTES,
@@ -187,3 +190,16 @@ def test_what_is_no_device(tmp_path: Path) -> None:
         Disk(str(tmp_path / "nbd0"))
     with pytest.raises(UsageError, match="no device of the kernel's NBD client"):
         Disk(os.devnull)
+
+
+@pytest.mark.parametrize("seconds", [1, 2, 4])
+def test_a_server_that_sends_a_little_now_and_then(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is a second after the one before, and there always is something to read."""
+    seconds_of_clock = itertools.count()
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: float(next(seconds_of_clock))))
+    ours, servers = socket.socketpair()
+    with ours, servers:
+        servers.sendall(GREETING + export_info(1 << 20) + block_info(512) + reply(ACK))
+        with pytest.raises(TimeoutError, match=rf"silent or slow: no handshake in {seconds} s"):
+            process.negotiate(ours, "", seconds)
+        assert next(seconds_of_clock) == seconds + 1

@@ -6,6 +6,7 @@ import errno
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_so_error_is_not_connected_suspend(sock: hvsock.socket) -> None:
 class TestConnectTimeout:
     def test_default(self, sock: hvsock.socket) -> None:
         assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == 2_000
+
+    def test_a_configuration_that_cannot_be_used(
+        self, sock: hvsock.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "config.toml"
+        file.write_text("[profiles.default]\nconnect_timeout = 0", encoding="utf-8")
+        monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+        address = (HV_GUID_LOOPBACK, hvsock.ServiceId.from_port(5005))
+        with pytest.raises(OSError, match=r"config.toml: profiles.default.connect_timeout: it is sec") as caught:
+            sock.connect(address)
+        assert caught.value.errno == sock.connect_ex(address) == errno.EINVAL
 
     @pytest.mark.parametrize("value", [0, 1, 5_000, HVSOCKET_CONNECT_TIMEOUT_MAX])
     def test_set(self, sock: hvsock.socket, value: int) -> None:

@@ -61,7 +61,7 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
 @lru_cache(maxsize=16)
 def _settings(files: tuple[str, ...], is_wanted: bool, name: str | None) -> Settings:
     for file in files:
-        text = _read(file)
+        text = _read(file, is_wanted)
         if text is None:
             continue
         if not text.strip():  # as for /dev/null
@@ -79,8 +79,12 @@ def _settings(files: tuple[str, ...], is_wanted: bool, name: str | None) -> Sett
     return Settings()
 
 
-def _read(file: str) -> str | None:
+def _read(file: str, is_wanted: bool) -> str | None:
     """The text of a file; None where there is none.
+
+    Args:
+        file: its path.
+        is_wanted: whether somebody named it; else it is not there either in a folder that cannot be entered.
 
     Raises:
         UsageError: it is no file, or it cannot be read.
@@ -99,6 +103,8 @@ def _read(file: str) -> str | None:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
+        if not is_wanted and _is_out_of_reach(file):  # services run with the home folder of somebody else
+            return None
         raise UsageError(f"{file}: the configuration cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(f"{file}: a configuration has at most {MAX_FILE_BYTES} bytes")
@@ -106,3 +112,12 @@ def _read(file: str) -> str | None:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: it is not UTF-8 at byte {error.start}") from None
+
+
+def _is_out_of_reach(file: str) -> bool:
+    """Whether this user may not even know whether a file is there."""
+    try:
+        os.stat(file)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM)
+    return False

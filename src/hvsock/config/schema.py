@@ -5,6 +5,7 @@ Everything is looked at, in every profile, whichever is used: a mistake shows at
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,20 @@ QUOTED_CHARACTERS: Final = 60
 """How much of a value that was not expected an error repeats."""
 DEFAULT_PROFILE: Final = "default"
 """The profile that is used where nobody names one."""
+MAX_KEY_DOTS: Final = 64
+"""Most dots of one key, where four are needed: tomllib takes minutes for a key that is a file's whole length."""
+
+_NO_KEY: Final = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\\?\Z)'
+    r"|'''.*?(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\[^\n])*"?'
+    r"|'[^'\n]*'?"
+    r"|#[^\n]*",
+    re.DOTALL,
+)
+"""Texts and comments, whose dots are not a key's. Those that do not end reach as far as they can, so that nothing
+is looked at twice; tomllib refuses them."""
+_BESIDE_KEYS: Final = re.compile(r"[=,{}\[\]]")
 
 _T = TypeVar("_T")
 
@@ -79,6 +94,7 @@ def parse(text: str, file: str) -> Configuration:
     Raises:
         UsageError: it is no TOML, or a key is unknown or has no such value; the file and the key are named.
     """
+    _check_dots(text, file)
     try:
         top = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits are a plain ValueError
@@ -91,6 +107,13 @@ def parse(text: str, file: str) -> Configuration:
     made = Configuration(file, root.get("profile", _word), MappingProxyType(profiles))
     made.chosen(None)
     return made
+
+
+def _check_dots(text: str, file: str) -> None:
+    bare = _NO_KEY.sub(lambda found: "\n" * found[0].count("\n"), text)
+    for number, line in enumerate(bare.split("\n"), 1):
+        if any(part.count(".") > MAX_KEY_DOTS for part in _BESIDE_KEYS.split(line)):
+            raise UsageError(f"{file}: line {number}: a key has at most {MAX_KEY_DOTS} dots")
 
 
 def _settings(name: str, table: _Table) -> Settings:

@@ -11,14 +11,18 @@ from typing import Any, Final
 
 from hvsock.addresses import VmId
 from hvsock.config.settings import Vm, vm_id_of_cid
+from hvsock.constants import VSOCK_CID_ANY, VSOCK_CID_HOST
 
 from .libvirt import name_of
 
 MAX_COMMAND_LINE_BYTES: Final = 256 * 1024
 """Longest command line; those that libvirt makes have some 10 KiB."""
+MAX_STATUS_BYTES: Final = 64 * 1024
+"""How much of /proc/PID/status is read; the user ids are in its first kilobyte."""
 
 _PROGRAM: Final = re.compile(r"(?:qemu-system-[a-z0-9_]+|qemu-kvm|qemu|kvm)\Z")
 _DEVICE: Final = re.compile(r"vhost-vsock-(?:pci|ccw|device)(?:-(?:non-)?transitional)?\Z")
+_UIDS: Final = re.compile(rb"^Uid:\t([0-9]+)\t([0-9]+)\t([0-9]+)\t([0-9]+)$", re.MULTILINE)
 _NUMBER: Final = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
 
 
@@ -37,14 +41,20 @@ def parse_command_line(data: bytes) -> Vm | None:
     if len(found) != 1:
         return None
     cid = found.pop()
+    if not VSOCK_CID_HOST < cid < VSOCK_CID_ANY:
+        return None
     vm_id, uuid = None, next(_values(words, "uuid"), None)
     try:
         vm_id = vm_id_of_cid(cid) if uuid is None else VmId(uuid)
     except ValueError:
         return None
-    if cid <= 2:
-        return None
     return Vm(name_of(_name(words), str(vm_id)), vm_id, cid)
+
+
+def parse_uids(status: bytes) -> frozenset[int]:
+    """The user ids of a process by its /proc/PID/status: real, effective, saved, and of file accesses; or none."""
+    found = _UIDS.search(status)
+    return frozenset() if found is None else frozenset(map(int, found.groups()))
 
 
 def _values(words: Sequence[str], option: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -21,6 +22,8 @@ if sys.platform != "linux":
 VIRSH: Final = "virsh"
 VIRSH_SECONDS: Final = 10.0
 """How long one call of virsh may take; it takes some 20 ms."""
+LIBVIRT_SECONDS: Final = 30.0
+"""How long all calls of virsh together may take: whoever asks waits for them, and a thousand domains take 20 s."""
 PROCESSES: Final = "/proc"
 
 
@@ -47,25 +50,39 @@ def unambiguous(vms: Iterable[Vm]) -> tuple[Vm, ...]:
 
 
 def of_libvirt(uri: str) -> Iterator[Vm]:
-    """The domains that run and have a vsock device, by virsh, which has to be able to read them."""
-    for uuid in libvirt.parse_list(_virsh(uri, "list", "--uuid")):
+    """The domains that run and have a vsock device, by virsh, which has to be able to read them.
+
+    Raises:
+        NotReadyError: virsh is not there, fails, or takes too long.
+        ProtocolError: what it prints is no answer.
+    """
+    deadline = time.monotonic() + LIBVIRT_SECONDS
+    for uuid in libvirt.parse_list(_virsh(uri, deadline, "list", "--uuid")):
         try:
-            text = _virsh(uri, "dumpxml", uuid)
-        except NotReadyError:  # it ended meanwhile
+            text = _virsh(uri, deadline, "dumpxml", uuid)
+        except _VirshError:  # it ended meanwhile
             continue
         vm = libvirt.parse_domain(text)
         if vm is not None:
             yield vm
 
 
-def _virsh(uri: str, *arguments: str) -> str:
+class _VirshError(NotReadyError):
+    """It ended, and with an error."""
+
+
+def _virsh(uri: str, deadline: float, *arguments: str) -> str:
     command = [VIRSH, "--readonly", "--quiet", "--connect", uri, *arguments]
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise NotReadyError(f"virsh did not tell of all VMs of {uri} within {LIBVIRT_SECONDS:g} s")
+    seconds = min(VIRSH_SECONDS, left)
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=VIRSH_SECONDS,
+            timeout=seconds,
             env={**os.environ, "LC_ALL": "C"},
             check=False,
         )
@@ -73,11 +90,15 @@ def _virsh(uri: str, *arguments: str) -> str:
         raise NotReadyError(
             "libvirt's VMs are asked for by virsh, which is not installed: apt-get install libvirt-clients"
         ) from None
+    except OSError as error:
+        raise NotReadyError(
+            f"libvirt's VMs are asked for by virsh, which cannot be run: {error.strerror}"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise NotReadyError(f"virsh {arguments[0]} did not end within {VIRSH_SECONDS:g} s") from None
+        raise NotReadyError(f"virsh {arguments[0]} did not end within {seconds:.3g} s") from None
     if done.returncode:
         why = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
-        raise NotReadyError(f"virsh {arguments[0]} failed at {uri}: {why[0].removeprefix('error: ')}")
+        raise _VirshError(f"virsh {arguments[0]} failed at {uri}: {why[0].removeprefix('error: ')}")
     try:
         return done.stdout.decode("utf-8")
     except UnicodeDecodeError:
@@ -87,16 +108,29 @@ def _virsh(uri: str, *arguments: str) -> str:
 def of_processes(owners: frozenset[int], folder: str = PROCESSES) -> Iterator[Vm]:
     """The QEMUs that run and have a vhost-vsock device, of these users: anybody may call a program so.
 
+    Each of a process's user ids has to be theirs. Its folder's owner is the effective one alone, which is root
+    for a set-user-ID program, and who starts that chooses its command line.
+
     Args:
         owners: the users' ids.
         folder: where the kernel shows its processes.
+
+    Raises:
+        NotReadyError: it cannot be read.
     """
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        text = f"QEMUs are looked for in {folder}, which cannot be read: {error.strerror}"
+        raise NotReadyError(text) from None
+    for name in names:
         if not name.isdecimal():
             continue
         with contextlib.suppress(OSError):  # it ended meanwhile
             path = os.path.join(folder, name)
-            if os.stat(path).st_uid not in owners:
+            with open(os.path.join(path, "status"), "rb") as file:
+                uids = qemu.parse_uids(file.read(qemu.MAX_STATUS_BYTES))
+            if not uids or not uids <= owners:
                 continue
             with open(os.path.join(path, "cmdline"), "rb") as file:
                 vm = qemu.parse_command_line(file.read(qemu.MAX_COMMAND_LINE_BYTES + 1))

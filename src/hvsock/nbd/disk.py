@@ -55,13 +55,15 @@ class Disk:
     def __init__(self, path: str) -> None:
         self.path = path
         self._descriptor = _opened(path)
+        self._is_attached = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # what is under way fails now, and need not wait for its time-out
-            fcntl.ioctl(self._descriptor, _CLEAR_SOCK)
+        if self._is_attached:  # else it may be another process's disk by now, which this would end
+            with contextlib.suppress(OSError):  # what is under way fails now, and need not wait for its time-out
+                fcntl.ioctl(self._descriptor, _CLEAR_SOCK)
         os.close(self._descriptor)
 
     def attach(self, sock: socket.socket, export: Export, *, read_only: bool, seconds: int) -> None:
@@ -80,6 +82,7 @@ class Disk:
         flags = export.abilities | (Ability.READ_ONLY if read_only else Ability(0))
         try:
             fcntl.ioctl(self._descriptor, _SET_SOCK, sock.fileno())
+            self._is_attached = True
             fcntl.ioctl(self._descriptor, _SET_BLOCK_SIZE, export.block_size)
             fcntl.ioctl(self._descriptor, _SET_SIZE_BLOCKS, export.size // export.block_size)
             fcntl.ioctl(self._descriptor, _SET_TIMEOUT, seconds)

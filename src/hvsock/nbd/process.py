@@ -79,7 +79,7 @@ def negotiate(connection: socket.socket, name: str = "", seconds: float = HANDSH
         step = next(steps)
         while True:
             if isinstance(step, Send):
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
+                connection.settimeout(_left(deadline))
                 connection.sendall(step.data)
                 step = next(steps)
             else:
@@ -88,13 +88,25 @@ def negotiate(connection: socket.socket, name: str = "", seconds: float = HANDSH
         found: Export = end.value
         return found
     except TimeoutError:
-        raise TimeoutError(f"the NBD server was silent: no handshake in {seconds:g} s") from None
+        raise TimeoutError(f"the NBD server was silent or slow: no handshake in {seconds:g} s") from None
+
+
+def _left(deadline: float) -> float:
+    """Seconds until `deadline`.
+
+    Raises:
+        TimeoutError: there are none; whoever sends a byte now and then must not go on for ever.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _receive(connection: socket.socket, length: int, deadline: float) -> bytes:
     data = b""
     while len(data) < length:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        connection.settimeout(_left(deadline))
         piece = connection.recv(length - len(data))
         if not piece:
             raise ProtocolError("the connection ended in the handshake: is what answers an NBD server?")

@@ -25,6 +25,7 @@ from hvsock.constants import (
     HvsocketOption,
     ProtocolLevel,
 )
+from hvsock.errors import HvsockError
 from hvsock.fabric.messages import Flag
 
 if sys.platform != "linux":
@@ -91,17 +92,22 @@ def connect_timeout(options: Mapping[HvsocketOption, int]) -> int:
     """Milliseconds that a connect may take: as was set, else as the configuration says.
 
     Raises:
-        UsageError: the configuration cannot be used.
+        OSError: EINVAL: the configuration cannot be used.
     """
     own = options.get(HvsocketOption.HVSOCKET_CONNECT_TIMEOUT)
-    return own or files.settings().connect_timeout or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+    if own:
+        return own
+    try:
+        return files.settings().connect_timeout or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+    except HvsockError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 def get(options: Mapping[HvsocketOption, int], optname: int, buflen: int | None) -> int | bytes:
     """getsockopt at level HV_PROTOCOL_RAW.
 
     Raises:
-        OSError: ENOPROTOOPT.
+        OSError: ENOPROTOOPT; EINVAL: the configuration cannot be used, which has the default.
     """
     option = _option(optname)
     value = options.get(option)

@@ -178,6 +178,35 @@ class TestConnect:
             sock.settimeout(PATIENCE)
             assert sock.recv(1) == b""
 
+    @pytest.mark.parametrize(("answer", "code"), [(b"OK 5005\n", 0), (b"NO\n", errno.ECONNREFUSED)])
+    def test_the_end_is_told_beside_a_process_that_was_forked_meanwhile(
+        self, answer: bytes, code: int, folder: Path, configure: Configure
+    ) -> None:
+        configure()
+        is_forked = threading.Event()
+
+        def act(sock: stdlib.socket) -> None:
+            sock.recv(99)
+            is_forked.wait(PATIENCE)
+            sock.sendall(answer)
+
+        ours, childs = stdlib.socketpair()
+        with ours, childs, vmm(folder / "web01", act), socket() as sock:
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.connect((id_of(folder), PORT))
+            pid = os.fork()
+            if pid == 0:  # it keeps its copies of all descriptors until it is told to go
+                childs.recv(1)
+                os._exit(0)
+            try:
+                is_forked.set()
+                assert select.select([], [sock], [], PATIENCE)[1] == [sock]
+                assert sock.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR) == code
+            finally:
+                ours.send(b"x")
+                assert os.waitpid(pid, 0)[1] == 0
+
     def test_closing_while_it_is_pending_ends_the_handshake(self, folder: Path, configure: Configure) -> None:
         configure()
         ended = threading.Event()
@@ -238,6 +267,28 @@ class TestConnect:
         configure()
         with socket() as sock, pytest.raises(OSError, match=why) as caught:
             sock.connect((vm_id, PORT))
+        assert caught.value.errno == code
+
+    @pytest.mark.parametrize(
+        ("more", "code", "why"),
+        [
+            ("guests='libvirt'", errno.EHOSTUNREACH, "virsh, which is not installed"),
+            ("guests='qemu'\nqemu_users=['nobody here']", errno.EADDRNOTAVAIL, "no user 'nobody here'"),
+        ],
+    )
+    def test_where_nobody_can_be_asked(
+        self,
+        more: str,
+        code: int,
+        why: str,
+        folder: Path,
+        configure: Configure,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        configure(more=more)
+        monkeypatch.setenv("PATH", str(folder))
+        with socket() as sock, pytest.raises(OSError, match=why) as caught:
+            sock.connect((VmId(GUID), PORT))
         assert caught.value.errno == code
 
     def test_by_context_id(self, folder: Path, configure: Configure) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from hvsock import transport
+from hvsock.errors import UsageError
 
 from . import fabric, hybrid, hyperv, machine, vms, vsock
 from .check import Check, Group
@@ -36,12 +37,11 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """What all checks found, group by group.
-
-    Raises:
-        UsageError: HVSOCK_TRANSPORT names no transport.
-    """
-    chosen = transport.chosen()
+    """What all checks found, group by group; where no transport is chosen, a check of the machine says why."""
+    try:
+        chosen = transport.chosen()
+    except UsageError:
+        chosen = None
     found = []
     for group in GROUPS:
         is_chosen = group.name == chosen

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from typing import Final
+
+from hvsock import transport
+from hvsock.config import files
 
 from .check import Answer, Group, asks, no, yes
 
@@ -47,4 +51,21 @@ def _queue_limit() -> Answer:
     return yes(f"yes: {length}")
 
 
-GROUP: Final = Group("this machine", (_system, _descriptor_limit, _queue_limit), always_needed=True)
+@asks(
+    "Can the configuration be used?", cure=f"correct it; or go without, with {files.CONFIG_VARIABLE}={os.devnull}"
+)
+def _configuration() -> Answer:
+    where = files.settings().where
+    return yes(f"yes: {where}" if where else "yes: there is none, and none is needed")
+
+
+@asks("Is a transport chosen?", cure=f"correct it, or set {transport.TRANSPORT_VARIABLE}")
+def _transport() -> Answer:
+    return yes(f"yes: {transport.chosen()}")
+
+
+GROUP: Final = Group(
+    "this machine",
+    (_system, _descriptor_limit, _queue_limit, _configuration, _transport),
+    always_needed=True,
+)

@@ -8,22 +8,29 @@ import platform
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from hvsock import transport
 from hvsock._version import __version__
 from hvsock.cli.output import mark
 from hvsock.config import files
-from hvsock.errors import HvsockError
+from hvsock.config.settings import Guests, Settings
+from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import paths
 
 from . import examine, headed, kernel, vms
 
 MIN_NAME_CHARACTERS: Final = 3
-"""Names that are shorter would be found everywhere in a text."""
-NO_SECRETS: Final = frozenset({"root", "localhost", "hvsock"})
+"""Names of this machine that are shorter would be found everywhere in a text. Those of the configuration are taken
+out however short they are: whoever chose one can choose another."""
+NO_SECRETS: Final = frozenset(
+    {"root", "localhost", "hvsock", "default", Settings().libvirt, *transport.Transport, *Guests}
+)
 """Names that tell nothing, and occur for other reasons."""
+UNUSABLE: Final = "the configuration cannot be used (hvsock doctor says why)"
+"""What is told of a configuration that has mistakes: the words of the error may be names of it."""
 DISTRIBUTIONS: Final = ("hvsock", "asyncssh", "click", "grpclib", "protobuf", "psrpcore", "qemu.qmp", "rich")
 """Packages whose versions may matter."""
 
@@ -40,8 +47,8 @@ def made() -> Report:
         "system": _system(),
         "machine": platform.machine(),
         "virtualization": _virtualization(),
-        "transport": str(transport.chosen()),
-        "configuration": files.settings().where or "none",
+        "transport": _told(transport.chosen),
+        "configuration": _told(lambda: files.settings().where or "none"),
         "qemu": _qemu(),
         "guests": _guests(),
         "kernel_options": {name: options.get(name, "n") for name in kernel.OPTIONS} if path else {},
@@ -49,6 +56,14 @@ def made() -> Report:
     }
     cleaned: Report = without(found, own_names())
     return cleaned
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """The answer, or why there is none."""
+    try:
+        return str(ask())
+    except UsageError as error:
+        return f"unknown: {error}"
 
 
 def _packages() -> dict[str, str]:
@@ -101,7 +116,11 @@ def _guests() -> list[dict[str, Any]]:
 
 
 def own_names() -> dict[str, str]:
-    """What must not be told, and what stands there instead: the user, the home folder, the machine."""
+    """What must not be told, and what stands there instead.
+
+    It is the user, the home folder and the machine; and of the configuration the profile, the users of QEMUs, and
+    where libvirt is.
+    """
     names = {os.path.expanduser("~"): "HOME"}
     users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
     if sys.platform != "win32":
@@ -113,15 +132,31 @@ def own_names() -> dict[str, str]:
     names |= dict.fromkeys(users, "USER")
     machine = socket.gethostname()
     names |= {machine: "HOST", machine.partition(".")[0]: "HOST"}
-    return names
+    own = {name: word for name, word in names.items() if len(name) >= MIN_NAME_CHARACTERS}
+    return own | _configured_names()
+
+
+def _configured_names() -> dict[str, str]:
+    names = {os.environ.get(files.PROFILE_VARIABLE, ""): "PROFILE"}
+    try:
+        settings = files.settings()
+    except HvsockError as error:
+        return names | {str(error): UNUSABLE}
+    profile = settings.where.partition(": profiles.")[2]
+    names |= {profile: "PROFILE", profile.strip("'\""): "PROFILE"}
+    names |= {user: "USER" for user in settings.qemu_users if not user.isdecimal()}  # an id names nobody
+    with contextlib.suppress(ValueError):
+        place = urlsplit(settings.libvirt)
+        names |= {place.netloc: "LIBVIRT", place.hostname or "": "LIBVIRT", place.username or "": "USER"}
+    return names | {settings.libvirt: "LIBVIRT"}
 
 
 def without(value: Any, names: Mapping[str, str]) -> Any:
-    """`value`, as JSON has it, with each of `names` replaced in its texts where it stands as a whole word."""
+    """`value`, as JSON has it, with `names` replaced in its texts where no letter or digit is beside them."""
     if isinstance(value, str):
         for name in sorted(names, key=len, reverse=True):
-            if len(name) >= MIN_NAME_CHARACTERS and name not in NO_SECRETS:
-                value = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", names[name], value)
+            if name and name not in NO_SECRETS:
+                value = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", names[name], value)
         return value
     if isinstance(value, list):
         return [without(one, names) for one in value]

@@ -2,8 +2,8 @@
 
 The kernel calls a connection to a VMM writable before the VMM has said anything. So what the program has for
 the time is one end of a pair whose buffer is full, as a connect of the fabric has, and a thread does the
-handshake. At the end it empties the pair, which makes the program's end writable, or closes its own end with that
-unread, which is an error to poll. The connection takes the place of the program's end then.
+handshake. At the end, however it comes out, it empties the pair, which makes the program's end writable. The
+connection takes the place of the program's end then.
 """
 
 from __future__ import annotations
@@ -102,15 +102,20 @@ class Greeting:
                 if not failures.is_own(error):
                     raise
                 self._outcome = failures.of_connect(error)
+                self._tell()
                 return
             with self._lock:
                 if self._is_given_up:
                     self._attempt.sock.close()
                     return
                 self._outcome = self._attempt.sock
-            with contextlib.suppress(OSError):
-                while self._far.recv(len(_CHUNK)):
-                    pass
+            self._tell()
+
+    def _tell(self) -> None:
+        """Have the program's end be ready; a process that was forked meanwhile has the other one still open."""
+        with contextlib.suppress(OSError):
+            while self._far.recv(len(_CHUNK)):
+                pass
 
     def _greet(self) -> None:
         """Wait until the attempt is through.

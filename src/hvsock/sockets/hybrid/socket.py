@@ -158,9 +158,9 @@ class socket(fabric.socket):
 
     def _start(self, wanted: Address, timeout: float | None, limit: float | None) -> None:
         """Begin the handshake: the connect is pending then."""
-        vm = _that_is(wanted.vm_id)
         seconds = options.connect_timeout(self._options) / 1000
         try:
+            vm = _that_is(wanted.vm_id)
             attempt = Attempt(vm.path or "", wanted.service_id, profile_of(vm))
         except HvsockError as error:
             raise failures.of_connect(error) from None

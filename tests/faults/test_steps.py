@@ -473,6 +473,7 @@ def test_a_listener_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None
         with child(serve) as pid:
             os.read(reading, 1)
             os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED)
             near = [stack.enter_context(world.connector()) for _ in range(4)]
             late = stack.enter_context(hvsock.socket(partition=world.guest))
             late.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, 50)

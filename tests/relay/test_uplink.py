@@ -224,6 +224,21 @@ def test_one_partition_has_so_many(worlds: Worlds, monkeypatch: pytest.MonkeyPat
         stack.enter_context(worlds.connect(worlds.container, passthru=True))
 
 
+def test_a_defect_costs_one_connection(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is refused and counted no more."""
+    monkeypatch.setattr(uplink_module, "MAX_CONNECTIONS_OF_ONE", 1)
+    with worlds.uplink() as uplink, worlds.listen(worlds.outer):
+        with monkeypatch.context() as patched:
+            patched.setattr(uplink, "_way", lambda _: [].pop())
+            with pytest.raises(ConnectionRefusedError, match="its log says why"):
+                worlds.connect(worlds.inner.host)
+        assert "a defect of the way up" in caplog.text
+        wait_until(lambda: not uplink._by_partition)
+        worlds.connect(worlds.inner.host).close()
+
+
 def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
     with (
         worlds.uplink(),

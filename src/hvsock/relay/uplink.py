@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket as _stdlib
 import sys
@@ -40,6 +41,8 @@ if sys.platform != "linux":
 if TYPE_CHECKING:
     from hvsock.fabric.messages import Notice
     from hvsock.sockets.socket import socket
+
+log = logging.getLogger(__name__)
 
 Way = Callable[[ServiceId], "socket"]
 """Makes a socket that is not connected yet and whose parent is the one that is meant, ready for a connect to a
@@ -163,12 +166,17 @@ class Uplink:
         except (OSError, HvsockError) as error:
             code = getattr(error, "errno", None) or errno.ETIMEDOUT
             offered.refuse(code, getattr(error, "strerror", None) or str(error))
-        self._reactor.call_from_thread(lambda: self._join(courier, offered))
+        except Exception:
+            log.exception("a defect of the way up: a connection to %s is refused", courier.own.service_id)
+            offered.refuse(errno.ECONNREFUSED, "the way up failed; its log says why")
+        finally:
+            self._reactor.call_from_thread(lambda: self._join(courier, offered))
 
     def _join(self, courier: DeviceCourier, offered: _Offered) -> None:
         who, above = courier.peer.vm_id, offered.above
         self._offers.discard(offered)
         if above is None:
+            offered.close()
             self._forget(who)
             return
         try:

@@ -239,6 +239,51 @@ def test_a_defect_costs_one_connection(
         worlds.connect(worlds.inner.host).close()
 
 
+def begin(sock: hvsock.socket) -> None:
+    """A connect to the parent that is given the longest time there is."""
+    sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, hvsock.HVSOCKET_CONNECT_TIMEOUT_MAX)
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.connect((HV_GUID_PARENT, ECHO))
+
+
+def test_one_partition_blocks_no_other(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connects wait for one another, those of others pass, and a connector that hangs up makes room."""
+    monkeypatch.setattr(uplink_module, "MAX_CONNECTS", 3)
+    monkeypatch.setattr(uplink_module, "MAX_CONNECTS_OF_ONE", 2)
+    with (
+        worlds.uplink() as uplink,
+        hvsock.create_server(("children", str(ECHO)), backlog=0, partition=worlds.outer.host.folder) as full,
+        worlds.listen(worlds.outer, SILENT),
+        contextlib.ExitStack() as stack,
+    ):
+        first = stack.enter_context(worlds.connect(worlds.inner.host))
+        socks = [stack.enter_context(hvsock.socket(partition=worlds.inner.host.folder)) for _ in range(5)]
+        for sock in socks:
+            begin(sock)
+        host = worlds.inner.host.id
+        wait_until(lambda: uplink._by_partition[host] == 6 and uplink._connecting[host] == 2)
+        worlds.connect(worlds.container, SILENT, passthru=True).close()
+        *gone, last = socks
+        for sock in gone:
+            sock.close()
+        wait_until(lambda: uplink._by_partition[host] == 2)
+        with full.accept()[0], full.accept()[0]:
+            assert select.select([], [last], [], 20)[1]
+            assert last.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            first.close()
+
+
+def test_its_end_waits_for_no_connect(worlds: Worlds) -> None:
+    with hvsock.create_server(("children", str(ECHO)), backlog=0, partition=worlds.outer.host.folder):
+        with worlds.uplink() as uplink, worlds.connect(worlds.inner.host):
+            sock = hvsock.socket(partition=worlds.inner.host.folder)
+            begin(sock)
+            wait_until(lambda: uplink._connecting)
+        with sock, pytest.raises(ConnectionRefusedError):
+            sock.connect((HV_GUID_PARENT, ECHO))
+
+
 def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
     with (
         worlds.uplink(),

@@ -11,9 +11,11 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket as _stdlib
 import sys
-from collections import Counter
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -27,7 +29,7 @@ from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
-from hvsock.sockets.socket import ANSWER_GRACE_SECONDS
+from hvsock.sockets.socket import ANSWER_GRACE_SECONDS, RETRY_SECONDS
 from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock
 
@@ -52,6 +54,9 @@ VSOCK: Final = "vsock"
 UNIX: Final = "unix:"
 MAX_CONNECTS: Final = 32
 """Connects under way at once, each in a thread; others wait for their turn."""
+MAX_CONNECTS_OF_ONE: Final = 8
+"""Connects of one partition under way at once; its others wait for them, and those of other partitions do not.
+A connector chooses how long its connect may take, so without this one container would have all threads."""
 MAX_CONNECTIONS_OF_ONE: Final = 512
 """Most connections of one partition, those under way among them, so that one container locks out no other."""
 
@@ -118,18 +123,24 @@ class Uplink:
         self._offers: set[_Offered] = set()
         self._joined: set[Joined] = set()
         self._by_partition: Counter[VmId] = Counter()
+        self._connecting: Counter[VmId] = Counter()
+        self._waiting: defaultdict[VmId, deque[tuple[DeviceCourier, _Offered]]] = defaultdict(deque)
         self._complaints = Complaints(reactor)
+        self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads = ThreadPoolExecutor(MAX_CONNECTS, "hvsock-uplink")
         try:
             self._couriers = Couriers(reactor, folder, self._take, self._heed)
         except BaseException:
             self._threads.shutdown()
+            os.close(self._ending)
             raise
 
     def close(self) -> None:
-        """Close everything; connections are reset. Connects under way are waited for."""
+        """Close everything; connections are reset, and connects under way refused."""
         self._couriers.close()
+        os.eventfd_write(self._ending, 1)
         self._threads.shutdown(cancel_futures=True)
+        os.close(self._ending)
         for offered in self._offers:
             offered.give_up()
         self._offers.clear()
@@ -157,12 +168,22 @@ class Uplink:
         else:
             self._by_partition[who] += 1
             self._offers.add(offered)
-            self._threads.submit(self._connect, courier, offered)
+            self._waiting[who].append((courier, offered))
+            self._start(who)
+
+    def _start(self, who: VmId) -> None:
+        """Start what waits of one partition, as far as it may have connects under way."""
+        waiting = self._waiting[who]
+        while waiting and self._connecting[who] < MAX_CONNECTS_OF_ONE:
+            self._connecting[who] += 1
+            self._threads.submit(self._connect, *waiting.popleft())
+        if not waiting:
+            del self._waiting[who]
 
     def _connect(self, courier: DeviceCourier, offered: _Offered) -> None:
         """In a thread: connect to the real parent, and say what came of it."""
         try:
-            offered.above = connected(self._way, courier)
+            offered.above = connected(self._way, courier, offered, self._ending)
         except (OSError, HvsockError) as error:
             code = getattr(error, "errno", None) or errno.ETIMEDOUT
             offered.refuse(code, getattr(error, "strerror", None) or str(error))
@@ -175,51 +196,92 @@ class Uplink:
     def _join(self, courier: DeviceCourier, offered: _Offered) -> None:
         who, above = courier.peer.vm_id, offered.above
         self._offers.discard(offered)
+        _decrease(self._connecting, who)
+        self._start(who)
         if above is None:
             offered.close()
-            self._forget(who)
+            _decrease(self._by_partition, who)
             return
         try:
             offered.establish(courier)
-            above.setblocking(False)
         except OSError as error:
             offered.refuse(errno.ECONNREFUSED, error.strerror or str(error))
             above.close()
-            self._forget(who)
+            _decrease(self._by_partition, who)
             return
 
         def ended(joined: Joined) -> None:
             self._joined.discard(joined)
-            self._forget(who)
+            _decrease(self._by_partition, who)
 
         try:
             self._joined.add(Joined(self._reactor, above, offered, ended))
         except OSError as error:  # both are closed
-            self._forget(who)
+            _decrease(self._by_partition, who)
             self._complaints.say("the way up", f"a connection is closed: {error.strerror}")
 
-    def _forget(self, who: VmId) -> None:
-        self._by_partition[who] -= 1
-        if self._by_partition[who] <= 0:
-            del self._by_partition[who]
+
+def _decrease(counter: Counter[VmId], who: VmId) -> None:
+    counter[who] -= 1
+    if counter[who] <= 0:
+        del counter[who]
 
 
-def connected(way: Way, courier: DeviceCourier) -> socket:
+def connected(way: Way, courier: DeviceCourier, connector: _stdlib.socket, ending: int) -> socket:
     """A connection to the real parent, for the service and within the time that a courier asks for.
+
+    Args:
+        way: where it leads.
+        courier: what is asked for.
+        connector: who asks; a hang-up of it ends this.
+        ending: a descriptor; this ends once it can be read.
+
+    Returns:
+        It is non-blocking.
 
     Raises:
         OSError, HvsockError: there is none; nothing is left open.
     """
+    milliseconds = courier.milliseconds or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+    limit = time.monotonic() + milliseconds / 1000 + ANSWER_GRACE_SECONDS
+    _pause(connector, ending, None, 0)
     sock = way(courier.own.service_id)
     try:
-        milliseconds = courier.milliseconds or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
         sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, milliseconds)
-        sock.settimeout(milliseconds / 1000 + ANSWER_GRACE_SECONDS)
-        sock.connect(Address(HV_GUID_PARENT, courier.own.service_id))
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(Address(HV_GUID_PARENT, courier.own.service_id))
+                return sock
+            except OSError as error:
+                if error.errno not in (errno.EINPROGRESS, errno.EALREADY, errno.ENOBUFS):
+                    raise
+                pending = error.errno != errno.ENOBUFS  # that is a full queue, and nothing has begun
+            left = limit - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "the parent of this host did not answer")
+            _pause(connector, ending, sock if pending else None, left if pending else RETRY_SECONDS)
     except BaseException:
         sock.close()
         raise
-    return sock
+
+
+def _pause(connector: _stdlib.socket, ending: int, connecting: socket | None, seconds: float) -> None:
+    """Wait until a connect is settled, `seconds` at most.
+
+    Raises:
+        OSError: ECONNABORTED: the connector has hung up; ECONNREFUSED: the way up ends.
+    """
+    poll = select.poll()
+    poll.register(connector, 0)  # a hang-up counts in any case, and its request lies unread
+    poll.register(ending, select.POLLIN)
+    if connecting is not None:
+        poll.register(connecting, select.POLLOUT)
+    ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
+    if ending in ready:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "the way up ends")
+    if connector.fileno() in ready:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the connector has hung up")
 
 
 class _Offered(_stdlib.socket):

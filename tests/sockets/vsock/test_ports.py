@@ -65,6 +65,21 @@ def test_an_alias_is_looked_up_once(host: Host) -> None:
     assert ports.of(DEMO) == 5000
 
 
+def test_a_way_up_asks_again_after_a_while(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And forgets what the host does not say any more."""
+    for _ in range(2):
+        ports.learn(DEMO)
+    assert host.calls == 1
+    host.services[0]["port_alias"] = 5001
+    monkeypatch.setattr(ports, "FRESH_SECONDS", -1.0)
+    ports.learn(DEMO)
+    assert ports.of(DEMO) == 5001
+    host.services[0]["port_alias"] = None
+    ports.learn(DEMO)
+    with pytest.raises(OSError, match="no AF_VSOCK port"):
+        ports.of(DEMO)
+
+
 def test_a_service_without_a_port_is_told_what_to_do(host: Host) -> None:
     for _ in range(2):
         with pytest.raises(OSError, match=r"no AF_VSOCK port.*hvsock service register.*--port-alias") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 from typing import Final
 
 from hvsock.addresses import SERVICE_WILDCARD, ServiceId
@@ -17,8 +18,13 @@ if sys.platform != "linux":
 PORT_ANY: Final = VSOCK_PORT_MAX
 """Bind: the kernel chooses; shown for a socket without a port: VMADDR_PORT_ANY (linux/vm_sockets.h)."""
 
+FRESH_SECONDS: Final = 5.0
+"""How long :func:`learn` believes what the host said: aliases are given and taken away while a way up goes on."""
+
 _aliases: dict[ServiceId, int] = {}
-"""What the host said; it is asked again for what it did not know."""
+"""What the host said last; it is asked again for what it did not know."""
+_asked_at = 0.0
+"""When that was, in seconds of time.monotonic."""
 
 
 def to_bind(service_id: ServiceId) -> int:
@@ -52,16 +58,22 @@ def of(service_id: ServiceId) -> int:
 def learn(service_id: ServiceId) -> None:
     """Ask the host for the port of `service_id` where that is needed, in a process that has a fabric of its own.
 
+    What it said is believed for :data:`FRESH_SECONDS`.
+
     Raises:
         OSError: ENETUNREACH: the host does not answer.
     """
-    if service_id.port is None and service_id not in _aliases:
+    stale = service_id not in _aliases or time.monotonic() - _asked_at > FRESH_SECONDS
+    if service_id.port is None and stale:
         _look(None)
 
 
 def _look(folder: str | None) -> None:
+    global _aliases, _asked_at
+    asked_at = time.monotonic()
     try:
         services = client.call(folder, "services")
     except HvsockError as error:
         raise OSError(errno.ENETUNREACH, f"a service's port was to be looked up: {error}") from None
-    _aliases.update({ServiceId(one["id"]): one["port_alias"] for one in services if one["port_alias"] is not None})
+    _aliases = {ServiceId(one["id"]): one["port_alias"] for one in services if one["port_alias"] is not None}
+    _asked_at = asked_at

@@ -228,13 +228,13 @@ def test_a_device_is_not_asked_for_its_own_vm_nor_for_another(to: VmId | str) ->
 
 
 def test_the_way_up_takes_what_is_for_the_parent_of_the_host() -> None:
-    """And nothing else; who asks for what is the outer fabric's affair, so no registration is asked for."""
+    """And nothing else; what is served there is the outer fabric's affair, so no registration is asked for."""
     out = {("host", HV_GUID_PARENT, False), ("host", HV_GUID_PARENT, True), ("jail", HV_GUID_PARENT, True)}
     for service in (False, True):
         world, bare = World(), World()
         if service:
             for one in (world, bare):
-                one.register(Settings(enabled=False))
+                one.register(Settings(enabled=False, connect=EVERYONE))
         way_up = world.device("host")
         for source, to, passthru in product(NAMES, (*WORDS, *NAMES), (False, True)):
             verdict = world.connect(source, to, passthru=passthru, subject=STRANGER)
@@ -247,6 +247,29 @@ def test_the_way_up_takes_what_is_for_the_parent_of_the_host() -> None:
     world.listeners.clear()
     world.device("host", listening=False)
     assert outcome(world.connect("host", HV_GUID_PARENT)) == errno.EADDRNOTAVAIL
+
+
+def test_a_service_that_is_registered_says_who_of_the_host_may_use_the_way_up() -> None:
+    """Containers are not asked, and neither is who wants what is not registered."""
+    world = World()
+    way_up = world.device("host")
+    granted = Grant(way_up, world["host"], Relation.CHILD, ECHO.port)
+    assert world.connect("host", HV_GUID_PARENT, subject=STRANGER) == granted
+    world.register()
+    verdict = world.connect("host", HV_GUID_PARENT, subject=STRANGER)
+    assert isinstance(verdict, Refusal)
+    assert (verdict.errno, verdict.reason) == (errno.EACCES, Reason.DENIED)
+    assert_names_a_cure(verdict)
+    steps = world.explain("host", HV_GUID_PARENT, subject=STRANGER)
+    assert [step.refusal for step in steps] == [None, verdict]
+    for subject in (None, Subject(OWNER.uid)):
+        assert world.connect("host", HV_GUID_PARENT, subject=subject) == granted
+    assert world.connect("jail", HV_GUID_PARENT, passthru=True, subject=STRANGER) == granted
+    world.register(Settings(connect=Allowed(uids=frozenset({STRANGER.uid}))))
+    assert world.connect("host", HV_GUID_PARENT, subject=STRANGER) == granted
+    assert [step.question for step in world.explain("host", HV_GUID_PARENT, subject=STRANGER)][1:] == [
+        "May this user connect?"
+    ]
 
 
 def test_a_device_that_does_not_listen_is_none() -> None:

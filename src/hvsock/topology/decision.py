@@ -180,7 +180,7 @@ class Rules(Generic[L]):
         uplink = self._uplink_for(request)
         if uplink is not None:
             steps.append(Check(question, "yes: the way up leads to the parent of this host, which decides"))
-            return Grant(uplink, self.tree.host, Relation.CHILD, service_id.port or 0)
+            return self._upwards(request, uplink, steps)
         target = resolve(self.tree, source, request.vm_id, request.passthru)
         how = None if target is None else relation(self.tree, source, target, request.passthru)
         if target is None or how is None:
@@ -257,6 +257,17 @@ class Rules(Generic[L]):
         if request.vm_id == HV_GUID_PARENT and leads_out(self.tree, request.source, request.passthru):
             return self._one_for_all(self.tree.host)
         return None
+
+    def _upwards(self, request: Request, uplink: L, steps: list[Check]) -> Grant[L] | Refusal:
+        """The host's parent sees one peer, so users of the host that a service is not for are refused here."""
+        service, subject = self.services.get(request.service_id), request.subject
+        if service is not None and subject is not None and request.source.kind is Kind.HOST:
+            question = "May this user connect?"
+            opinion = may(service.settings_for(None).connect, subject, self.owner)
+            if not opinion.allowed:
+                return _fails(steps, question, _denied(subject, service, "connect to", opinion))
+            steps.append(Check(question, _yes(opinion)))
+        return Grant(uplink, self.tree.host, Relation.CHILD, request.service_id.port or 0)
 
     def _one_for_all(self, target: Partition) -> L | None:
         devices = self.listeners.get((target.id, SERVICE_WILDCARD), ())

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from hvsock.addresses import HV_GUID_PARENT, ServiceId, VmId
-from hvsock.errors import DuplicateError, RefusedError, UsageError
+from hvsock.errors import DuplicateError, RefusedError, StateError, UsageError
 from hvsock.registry import Imported, Registry
 from hvsock.registry.database import FILE_NAME
 from hvsock.registry.formats.jsonfile import dump_json, load_json
@@ -130,6 +130,14 @@ def test_a_file_of_an_earlier_version_has_no_defaults_and_gets_them(tmp_path: Pa
         registry.change_defaults(VM, bind=DENY)
     with Registry(tmp_path) as registry:
         assert registry.defaults() == {VM: Settings(bind=DENY)}
+
+
+@pytest.mark.parametrize("sddl", ["O:\u017fY", "D:A\u0131", "D:(A;;FA;;;\u017fY)"])
+def test_a_file_with_a_descriptor_that_is_none_is_damaged(registry: Registry, tmp_path: Path, sddl: str) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE service SET settings = ?", (json.dumps({"bind": {"sddl": sddl}}),))
+    with pytest.raises(StateError, match="damaged at .* is not of ASCII"):
+        registry.services()
 
 
 @settings(max_examples=sample(40, 2_000))

@@ -99,7 +99,7 @@ def parse_sid(text: str) -> Sid:
     Raises:
         UsageError: it spells none, or one that depends on a domain.
     """
-    token = text.upper()
+    token = text.upper() if text.isascii() else ""  # some letters outside are capitals of ASCII to upper()
     if token in ALIASES:
         return ALIASES[token]
     if token in OF_A_DOMAIN:

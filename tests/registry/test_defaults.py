@@ -179,6 +179,20 @@ def test_json_carries_defaults(registry: Registry, tmp_path: Path) -> None:
         assert other.defaults() == registry.defaults()
 
 
+def test_empty_defaults_are_none_and_open_nothing(registry: Registry, tmp_path: Path) -> None:
+    """A VM that has defaults is asked about services that are not registered (unlisted)."""
+    registry.import_entries([], defaults={VM: Settings(), VM2: Settings(bind=DENY)})
+    assert registry.defaults() == {VM2: Settings(bind=DENY)}
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        assert connection.execute("SELECT vm_id FROM defaults").fetchall() == [(str(VM2),)]
+        connection.execute("INSERT INTO defaults VALUES (?, '{}')", (str(VM),))  # as earlier imports left it
+    assert registry.defaults() == {VM2: Settings(bind=DENY)}
+    with pytest.raises(DuplicateError, match=f"other defaults for the VM {VM2}"):
+        registry.import_entries([], defaults={VM2: Settings()})
+    registry.import_entries([], replace=True, defaults={VM2: Settings()})
+    assert registry.defaults() == {}
+
+
 @pytest.mark.parametrize(
     ("defaults", "why"),
     [

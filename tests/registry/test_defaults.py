@@ -136,7 +136,7 @@ def test_a_file_of_an_earlier_version_has_no_defaults_and_gets_them(tmp_path: Pa
 def test_a_file_with_a_descriptor_that_is_none_is_damaged(registry: Registry, tmp_path: Path, sddl: str) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
         connection.execute("UPDATE service SET settings = ?", (json.dumps({"bind": {"sddl": sddl}}),))
-    with pytest.raises(StateError, match="damaged at .* is not of ASCII"):
+    with pytest.raises(StateError, match=r"damaged at .* is not of ASCII"):
         registry.services()
 
 

@@ -43,10 +43,18 @@ ROOT_UID = 0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who asks: a process of the host, by its Unix user and groups."""
+    """Who asks: a process of the host, by its Unix user and groups.
+
+    Attributes:
+        uid: its user.
+        gids: its groups.
+        in_others: whether it may be in groups that `gids` lacks, as they could not be asked for. What is allowed
+            to one of those is not allowed to it, and what is denied to any group is denied.
+    """
 
     uid: int
     gids: frozenset[int] = frozenset()
+    in_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +138,13 @@ class Opinion(NamedTuple):
 def may(access: Access | None, subject: Subject, owner: Owner) -> Opinion:
     """Whether a process of the host may do what `access` is about; None is for those who administer alone."""
     if isinstance(access, Descriptor):
-        return ask(access, owner.token(subject))
+        return ask(access, owner.token(subject), in_other_groups=subject.in_others)
     return Opinion(owner.administers(subject) or (access is not None and access.includes(subject)))
 
 
-def ask(descriptor: Descriptor, sids: AbstractSet[Sid]) -> Opinion:
+def ask(descriptor: Descriptor, sids: AbstractSet[Sid], *, in_other_groups: bool = False) -> Opinion:
     """Whether a descriptor allows binding or connecting to who is all of `sids`."""
-    finding = check(descriptor, sids)
+    finding = check(descriptor, sids, in_other_groups=in_other_groups)
     if descriptor.dacl is None:
         return Opinion(True, "its descriptor has no list")
     if finding.ace is None:

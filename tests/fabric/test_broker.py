@@ -740,7 +740,7 @@ def test_a_bind_that_the_rules_refuse(
 def test_a_user_whose_groups_the_kernel_does_not_tell(
     fabric: EmbeddedFabric, service: ServiceEntry, monkeypatch: pytest.MonkeyPatch, name: str, value: int
 ) -> None:
-    """It is served, and denied what any group is: on a kernel that has no such option, and with too many groups."""
+    """It is served, and denied what any group is: without such an option, and with too many groups."""
     if name == "_PEERGROUPS_BYTES" and not os.getgroups():
         pytest.skip("this process is in no group that could be too many; run it as a user with groups")
 
@@ -766,6 +766,17 @@ def test_a_fresh_id_is_reached_by_loopback(fabric: EmbeddedFabric) -> None:
             ("loopback", listener.getsockname().service_id), partition=fabric.host.folder
         ):
             listener.accept()[0].close()
+
+
+def test_a_fresh_id_for_a_vm_with_defaults_is_theirs_to_allow(
+    fabric: EmbeddedFabric, guest: PartitionHandle
+) -> None:
+    fabric.registry.change_defaults(guest.id, bind=parse_sddl("D:P(D;;FA;;;WD)"))
+    with hvsock.socket(partition=fabric.host.folder) as sock:
+        with fails_with(errno.EACCES, "denies it"):
+            sock.bind((guest.id, SERVICE_WILDCARD))
+        fabric.registry.change_defaults(guest.id, bind=parse_sddl("D:P(A;;FA;;;WD)"))
+        sock.bind((guest.id, SERVICE_WILDCARD))
 
 
 def test_a_listen_needs_the_binding(

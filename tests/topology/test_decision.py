@@ -459,6 +459,22 @@ def test_a_vm_with_defaults_needs_no_registration() -> None:
     assert ("Is the service registered?", "no; the defaults of the VM decide about services that are not") in found
 
 
+def test_a_fresh_id_is_reached_by_a_vm_with_defaults_and_theirs_to_allow() -> None:
+    world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))
+
+    def bound(where: str, to: str | VmId, subject: Subject | None) -> object:
+        return outcome(world.rules.bind_fresh(world[where], world.address(to), ECHO, subject))
+
+    other = Subject(2001)
+    assert bound("host", "lone", STRANGER) == "goes on"
+    assert bound("host", "lone", other) == errno.EACCES
+    assert bound("host", "db", other) == "goes on", "nothing but loopback reaches it"
+    assert bound("host", HV_GUID_WILDCARD, other) == "goes on"
+    assert bound("host", UNKNOWN_VM, other) == errno.EADDRNOTAVAIL
+    assert bound("host", HV_GUID_PARENT, other) == errno.EADDRNOTAVAIL
+    assert bound("lone", HV_GUID_PARENT, None) == "goes on"
+
+
 def test_a_device_is_asked_for_a_service_that_nobody_listed() -> None:
     world = World().by_default(lone=Settings())
     device = world.device("lone")

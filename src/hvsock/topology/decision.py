@@ -283,6 +283,20 @@ class Rules(Generic[L]):
         opinion = may(self._settings_bound(service, partition, vm_id).bind, subject, self.owner)
         return None if opinion.allowed else _denied(subject, service, "bind", opinion)
 
+    def bind_fresh(
+        self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
+    ) -> Refusal | None:
+        """The verdict on a bind to a fresh id, in place of SERVICE_WILDCARD.
+
+        It is nobody's service: any address will do, and on the host loopback alone reaches it. But from a VM whose
+        defaults decide about services that are not registered it is reached like any other of these.
+        """
+        peer = self.tree.get(vm_id)
+        reached = peer is not None and self._unlisted(service_id, peer, partition) is not None
+        if not reached and may_bind(self.tree, partition, vm_id):
+            vm_id = HV_GUID_LOOPBACK
+        return self.bind(partition, vm_id, service_id, subject)
+
     def listen(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
         """The verdict on a listen on a bound socket; None lets it go on."""
         service = self.services.get(service_id)

@@ -436,6 +436,26 @@ def test_a_descriptor_about_vms_decides_about_guests_too() -> None:
     assert ("May this guest connect?", "yes: ACE 2 of its descriptor, (A;;FA;;;WD), allows it") in found
 
 
+def test_between_members_the_descriptors_of_both_are_asked() -> None:
+    world = World()
+    web, db = (vm_sid(world[name].id) for name in ("web", "db"))
+    world.bound("web")
+    world.bound("db")
+    cases = (
+        (Settings(connect=parse_sddl(f"D:P(D;;FA;;;{db})(A;;FA;;;WD)")), errno.ECONNREFUSED, "goes on"),
+        (Settings(connect=parse_sddl(f"D:P(D;;FA;;;{web})(A;;FA;;;WD)")), "goes on", errno.ECONNREFUSED),
+        (Settings(connect=parse_sddl("D:P(D;;FA;;;S-1-5-83-0)")), errno.ECONNREFUSED, errno.ECONNREFUSED),
+        (Settings(connect=NOBODY), "goes on", "goes on"),
+    )
+    for settings, inwards, outwards in cases:
+        world.register(web=settings)
+        assert outcome(world.connect("db", "web")) == inwards
+        assert outcome(world.connect("web", "db")) == outwards
+    world.register(Settings(connect=parse_sddl("D:P(A;;FA;;;S-1-5-83-0)")))
+    asked = [step for step in world.explain("web", "db") if step.question == "May this guest connect?"]
+    assert len(asked) == 1, "the same is not asked twice"
+
+
 def test_a_vm_with_defaults_needs_no_registration() -> None:
     """As with HCS: its defaults decide about services that nobody listed, but not for wildcard binds."""
     world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))

@@ -204,9 +204,8 @@ class Rules(Generic[L]):
                     refusal = _denied(request.subject, service, "connect to", opinion)
                     return _fails(steps, question, refusal)
                 steps.append(Check(question, _yes(opinion)))
-            connect = settings.connect
             outside = not on_host and how is not Relation.SAME
-            if outside and isinstance(connect, Descriptor) and connect.names_vms:
+            for connect in self._about_guests(service, settings, source, target) if outside else ():
                 question = "May this guest connect?"
                 opinion = ask(connect, token_of_guest(self.tree, source))
                 if not opinion.allowed:
@@ -327,6 +326,15 @@ class Rules(Generic[L]):
             enabled=settings.enabled and others.enabled,
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
+
+    def _about_guests(
+        self, service: Service, settings: Settings, source: Partition, target: Partition
+    ) -> list[Descriptor]:
+        """The descriptors that decide whether a guest may connect: in `settings`, and between members its own."""
+        found = [settings.connect]
+        if relation(self.tree, source, target, passthru=True) is Relation.MEMBER:
+            found.append(service.settings_for(source.id).connect)
+        return [one for one in dict.fromkeys(found) if isinstance(one, Descriptor) and one.names_vms]
 
     def _unlisted(self, service_id: ServiceId, source: Partition, target: Partition) -> Service | None:
         """What stands for a service that is not registered, between a VM with defaults of its own and its host."""

@@ -114,7 +114,7 @@ def test_an_hcs_document_goes_in_and_out(folder: Path, monkeypatch: pytest.Monke
     invoke("service", "import", "vm.json")
     invoke("service", "export", "four.json")
     for_all = json.loads(Path("four.json").read_bytes())["defaults"]
-    assert for_all == {"all": {"bind": {"sddl": DENY}}}, "it forbids no wildcard binds where it says nothing of them"
+    assert for_all == {"all": {"bind": {"sddl": DENY}}}, "nothing about wildcard binds"
 
 
 def test_doctor_names_the_ace(hvsock_fabric: EmbeddedFabric) -> None:

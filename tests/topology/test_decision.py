@@ -479,6 +479,22 @@ def test_a_vm_with_defaults_needs_no_registration() -> None:
     assert ("Is the service registered?", "no; the defaults of the VM decide about services that are not") in found
 
 
+def test_who_is_denied_a_service_that_nobody_listed_is_told_of_the_defaults() -> None:
+    about_vms = parse_sddl("D:P(D;;FA;;;S-1-5-83-0)")
+    world = World().by_default(lone=Settings(bind=NOBODY, connect=about_vms))
+    for refusal in (
+        world.bind("host", "lone", STRANGER),
+        world.connect("host", "lone", subject=STRANGER),
+        world.connect("lone", HV_GUID_PARENT),
+    ):
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason is Reason.DENIED
+        assert refusal.text.endswith("; its owner can allow it: hvsock service defaults --vm VM")
+    refusal = world.register(lone=Settings(bind=NOBODY)).bind("host", "lone", STRANGER)
+    assert isinstance(refusal, Refusal)
+    assert refusal.text.endswith("; its owner can allow it: hvsock service access")
+
+
 def test_a_fresh_id_is_reached_by_a_vm_with_defaults_and_theirs_to_allow() -> None:
     world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))
 

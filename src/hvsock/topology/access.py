@@ -192,6 +192,7 @@ class Service:
         built_in: what holds where no setting says anything; nothing in them is None.
         defaults: over these and below the settings, those that the operator made for all services. All have the
             same, so they are no part of what makes two services equal.
+        listed: whether it is registered; what is not is decided by the defaults of a VM (:func:`unlisted`).
     """
 
     id: ServiceId
@@ -201,6 +202,7 @@ class Service:
     port: int | None = None
     built_in: Settings = DEFAULTS
     defaults: Defaults = field(default_factory=dict, compare=False)
+    listed: bool = True
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.
@@ -228,6 +230,5 @@ def unlisted(service_id: ServiceId, defaults: Defaults, vm_id: VmId, through: Vm
     """
     if vm_id not in defaults and (through is None or through not in defaults):
         return None
-    return Service(
-        service_id, str(service_id), Settings(wildcard_binds=False), port=service_id.port, defaults=defaults
-    )
+    settings = Settings(wildcard_binds=False)
+    return Service(service_id, str(service_id), settings, port=service_id.port, defaults=defaults, listed=False)

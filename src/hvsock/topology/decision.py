@@ -389,12 +389,16 @@ def _no_port(service: Service) -> Refusal:
 
 def _denied(subject: Subject, service: Service, act: str, opinion: Opinion) -> Refusal:
     text = f"user {subject.uid} may not {act} {service.name!r}{_because(opinion)}"
-    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
 
 
 def _guest_denied(source: Partition, service: Service, opinion: Opinion) -> Refusal:
     text = f"{source.name!r} may not connect to {service.name!r}{_because(opinion)}"
-    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
+
+
+def _who_can_allow(service: Service) -> str:
+    return f"its owner can allow it: hvsock service {'access' if service.listed else 'defaults --vm VM'}"
 
 
 def _because(opinion: Opinion) -> str:

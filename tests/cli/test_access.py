@@ -110,6 +110,11 @@ def test_an_hcs_document_goes_in_and_out(folder: Path, monkeypatch: pytest.Monke
     Path("vm.json").write_text(json.dumps(document), encoding="utf-8")
     assert "not to be replaced" in invoke("service", "import", "vm.json", "--vm", VM, code=6).stderr
     assert invoke("service", "import", "vm.json", "--vm", VM, "--replace").stdout.startswith("0 added, 1 changed")
+    monkeypatch.setenv("HVSOCK_DIR", str(folder / "four"))
+    invoke("service", "import", "vm.json")
+    invoke("service", "export", "four.json")
+    for_all = json.loads(Path("four.json").read_bytes())["defaults"]
+    assert for_all == {"all": {"bind": {"sddl": DENY}}}, "nothing about wildcard binds"
 
 
 def test_doctor_names_the_ace(hvsock_fabric: EmbeddedFabric) -> None:

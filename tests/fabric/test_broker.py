@@ -31,11 +31,12 @@ from hvsock.addresses import (
 )
 from hvsock.errors import StateError
 from hvsock.fabric import client, messages
-from hvsock.fabric.broker import gates, handover, listeners, waiting
+from hvsock.fabric.broker import clients, gates, handover, listeners, waiting
 from hvsock.fabric.broker.broker import Broker
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Op, Request
 from hvsock.registry import ServiceEntry
+from hvsock.topology.sddl import parse_sddl
 from tests.fabric.peers import (
     PATIENCE_SECONDS,
     Connector,
@@ -735,6 +736,27 @@ def test_a_bind_that_the_rules_refuse(
     assert status(fabric)["services"]["Demo"]["refused"] == {"not-bindable": 2, "bad-request": 3}
 
 
+@pytest.mark.parametrize(("name", "value"), [("_SO_PEERGROUPS", 0x7FFF), ("_PEERGROUPS_BYTES", 1)])
+def test_a_user_whose_groups_the_kernel_does_not_tell(
+    fabric: EmbeddedFabric, service: ServiceEntry, monkeypatch: pytest.MonkeyPatch, name: str, value: int
+) -> None:
+    """It is served, and denied what any group is: without such an option, and with too many groups."""
+    if name == "_PEERGROUPS_BYTES" and not os.getgroups():
+        pytest.skip("this process is in no group that could be too many; run it as a user with groups")
+
+    def bind() -> None:
+        with hvsock.socket(partition=fabric.host.folder) as sock:
+            sock.bind((HV_GUID_WILDCARD, service.id))
+
+    fabric.registry.change_settings(service.id, bind=parse_sddl("D:(D;;FA;;;S-1-22-2-4000000000)(A;;FA;;;WD)"))
+    bind()
+    monkeypatch.setattr(clients, name, value)
+    with fails_with(errno.EACCES, "denies it"):
+        bind()
+    fabric.registry.change_settings(service.id, bind=parse_sddl("D:(A;;FA;;;BA)"))
+    bind()
+
+
 def test_a_fresh_id_is_reached_by_loopback(fabric: EmbeddedFabric) -> None:
     with hvsock.socket(partition=fabric.host.folder) as listener:
         listener.bind((HV_GUID_WILDCARD, SERVICE_WILDCARD))
@@ -744,6 +766,17 @@ def test_a_fresh_id_is_reached_by_loopback(fabric: EmbeddedFabric) -> None:
             ("loopback", listener.getsockname().service_id), partition=fabric.host.folder
         ):
             listener.accept()[0].close()
+
+
+def test_a_fresh_id_for_a_vm_with_defaults_is_theirs_to_allow(
+    fabric: EmbeddedFabric, guest: PartitionHandle
+) -> None:
+    fabric.registry.change_defaults(guest.id, bind=parse_sddl("D:P(D;;FA;;;WD)"))
+    with hvsock.socket(partition=fabric.host.folder) as sock:
+        with fails_with(errno.EACCES, "denies it"):
+            sock.bind((guest.id, SERVICE_WILDCARD))
+        fabric.registry.change_defaults(guest.id, bind=parse_sddl("D:P(A;;FA;;;WD)"))
+        sock.bind((guest.id, SERVICE_WILDCARD))
 
 
 def test_a_listen_needs_the_binding(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from hvsock.addresses import HV_GUID_PARENT, ServiceId, VmId
-from hvsock.errors import DuplicateError, RefusedError, UsageError
+from hvsock.errors import DuplicateError, RefusedError, StateError, UsageError
 from hvsock.registry import Imported, Registry
 from hvsock.registry.database import FILE_NAME
 from hvsock.registry.formats.jsonfile import dump_json, load_json
@@ -132,6 +132,14 @@ def test_a_file_of_an_earlier_version_has_no_defaults_and_gets_them(tmp_path: Pa
         assert registry.defaults() == {VM: Settings(bind=DENY)}
 
 
+@pytest.mark.parametrize("sddl", ["O:\u017fY", "D:A\u0131", "D:(A;;FA;;;\u017fY)"])
+def test_a_file_with_a_descriptor_that_is_none_is_damaged(registry: Registry, tmp_path: Path, sddl: str) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        connection.execute("UPDATE service SET settings = ?", (json.dumps({"bind": {"sddl": sddl}}),))
+    with pytest.raises(StateError, match=r"damaged at .* is not of ASCII"):
+        registry.services()
+
+
 @settings(max_examples=sample(40, 2_000))
 @given(settings_of_services)
 def test_settings_are_written_and_read_again(one: Settings) -> None:
@@ -169,6 +177,20 @@ def test_json_carries_defaults(registry: Registry, tmp_path: Path) -> None:
             other.import_entries([], defaults=document.defaults)
         assert other.import_entries([], replace=True, defaults=document.defaults) == Imported(0, 0, 0)
         assert other.defaults() == registry.defaults()
+
+
+def test_empty_defaults_are_none_and_open_nothing(registry: Registry, tmp_path: Path) -> None:
+    """A VM that has defaults is asked about services that are not registered (unlisted)."""
+    registry.import_entries([], defaults={VM: Settings(), VM2: Settings(bind=DENY)})
+    assert registry.defaults() == {VM2: Settings(bind=DENY)}
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as connection:
+        assert connection.execute("SELECT vm_id FROM defaults").fetchall() == [(str(VM2),)]
+        connection.execute("INSERT INTO defaults VALUES (?, '{}')", (str(VM),))  # as earlier imports left it
+    assert registry.defaults() == {VM2: Settings(bind=DENY)}
+    with pytest.raises(DuplicateError, match=f"other defaults for the VM {VM2}"):
+        registry.import_entries([], defaults={VM2: Settings()})
+    registry.import_entries([], replace=True, defaults={VM2: Settings()})
+    assert registry.defaults() == {}
 
 
 @pytest.mark.parametrize(

@@ -210,11 +210,14 @@ def test_what_is_there_is_not_replaced_unless_told_to(registry: Registry) -> Non
 
 
 def test_for_all_vms_it_is_the_services_own_settings(registry: Registry) -> None:
-    found = load_hcs(encode({**WSL, "ServiceTable": {ONE: {"BindSecurityDescriptor": DENY}, PORT: {}}}))
+    document = encode({**WSL, "ServiceTable": {ONE: {"BindSecurityDescriptor": DENY}, PORT: {}}})
+    found = load_hcs(document, for_all=True)
     assert registry.import_of_vm(None, found.defaults, found.services) == Imported(1, 1, 0)
     assert registry.find("One").settings == Settings(True, False, parse_sddl(DENY))
     assert registry.find("5000").settings == Settings(True, False)
     assert registry.defaults() == {None: found.defaults}
+    other = registry.register("Two").id
+    assert registry.services()[other].settings_for(VM).wildcard_binds is True, "the document does not list it"
 
 
 def test_a_name_that_is_taken_and_a_registry_that_is_full(

@@ -459,6 +459,26 @@ def test_a_descriptor_about_vms_decides_about_guests_too() -> None:
     assert ("May this guest connect?", "yes: ACE 2 of its descriptor, (A;;FA;;;WD), allows it") in found
 
 
+def test_between_members_the_descriptors_of_both_are_asked() -> None:
+    world = World()
+    web, db = (vm_sid(world[name].id) for name in ("web", "db"))
+    world.bound("web")
+    world.bound("db")
+    cases = (
+        (Settings(connect=parse_sddl(f"D:P(D;;FA;;;{db})(A;;FA;;;WD)")), errno.ECONNREFUSED, "goes on"),
+        (Settings(connect=parse_sddl(f"D:P(D;;FA;;;{web})(A;;FA;;;WD)")), "goes on", errno.ECONNREFUSED),
+        (Settings(connect=parse_sddl("D:P(D;;FA;;;S-1-5-83-0)")), errno.ECONNREFUSED, errno.ECONNREFUSED),
+        (Settings(connect=NOBODY), "goes on", "goes on"),
+    )
+    for settings, inwards, outwards in cases:
+        world.register(web=settings)
+        assert outcome(world.connect("db", "web")) == inwards
+        assert outcome(world.connect("web", "db")) == outwards
+    world.register(Settings(connect=parse_sddl("D:P(A;;FA;;;S-1-5-83-0)")))
+    asked = [step for step in world.explain("web", "db") if step.question == "May this guest connect?"]
+    assert len(asked) == 1, "the same is not asked twice"
+
+
 def test_a_vm_with_defaults_needs_no_registration() -> None:
     """As with HCS: its defaults decide about services that nobody listed, but not for wildcard binds."""
     world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))
@@ -480,6 +500,38 @@ def test_a_vm_with_defaults_needs_no_registration() -> None:
     assert outcome(world.connect("web", "db")) == errno.ECONNREFUSED
     found = [(step.question, step.found) for step in world.explain("lone", HV_GUID_PARENT)]
     assert ("Is the service registered?", "no; the defaults of the VM decide about services that are not") in found
+
+
+def test_who_is_denied_a_service_that_nobody_listed_is_told_of_the_defaults() -> None:
+    about_vms = parse_sddl("D:P(D;;FA;;;S-1-5-83-0)")
+    world = World().by_default(lone=Settings(bind=NOBODY, connect=about_vms))
+    for refusal in (
+        world.bind("host", "lone", STRANGER),
+        world.connect("host", "lone", subject=STRANGER),
+        world.connect("lone", HV_GUID_PARENT),
+    ):
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason is Reason.DENIED
+        assert refusal.text.endswith("; its owner can allow it: hvsock service defaults --vm VM")
+    refusal = world.register(lone=Settings(bind=NOBODY)).bind("host", "lone", STRANGER)
+    assert isinstance(refusal, Refusal)
+    assert refusal.text.endswith("; its owner can allow it: hvsock service access")
+
+
+def test_a_fresh_id_is_reached_by_a_vm_with_defaults_and_theirs_to_allow() -> None:
+    world = World().by_default(lone=Settings(bind=Allowed(uids=frozenset({STRANGER.uid}))))
+
+    def bound(where: str, to: str | VmId, subject: Subject | None) -> object:
+        return outcome(world.rules.bind_fresh(world[where], world.address(to), ECHO, subject))
+
+    other = Subject(2001)
+    assert bound("host", "lone", STRANGER) == "goes on"
+    assert bound("host", "lone", other) == errno.EACCES
+    assert bound("host", "db", other) == "goes on", "nothing but loopback reaches it"
+    assert bound("host", HV_GUID_WILDCARD, other) == "goes on"
+    assert bound("host", UNKNOWN_VM, other) == errno.EADDRNOTAVAIL
+    assert bound("host", HV_GUID_PARENT, other) == errno.EADDRNOTAVAIL
+    assert bound("lone", HV_GUID_PARENT, None) == "goes on"
 
 
 def test_a_device_is_asked_for_a_service_that_nobody_listed() -> None:

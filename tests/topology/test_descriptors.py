@@ -50,6 +50,23 @@ def test_what_a_descriptor_allows(sddl: str, finding: Finding) -> None:
     assert check(parse_sddl(sddl), ME) == finding
 
 
+@pytest.mark.parametrize(
+    ("sddl", "known", "unknown"),
+    [
+        ("D:(D;;FA;;;S-1-22-2-5)(A;;FA;;;WD)", Finding(True, 2), Finding(False, 1)),
+        ("D:(D;;FA;;;BA)(A;;FA;;;WD)", Finding(True, 2), Finding(False, 1)),
+        ("D:(D;IO;FA;;;S-1-22-2-5)(A;;FA;;;WD)", Finding(True, 2), Finding(True, 2)),
+        ("D:(A;;FA;;;WD)(D;;FA;;;S-1-22-2-5)", Finding(True, 1), Finding(True, 1)),
+        ("D:(D;;FA;;;S-1-22-1-5)(D;;FA;;;SY)(A;;FA;;;WD)", Finding(True, 3), Finding(True, 3)),
+        ("D:(A;;FA;;;S-1-22-2-5)(A;;FA;;;BA)", Finding(False), Finding(False)),
+    ],
+)
+def test_who_may_be_in_any_group_is_denied_what_a_group_is(sddl: str, known: Finding, unknown: Finding) -> None:
+    descriptor = parse_sddl(sddl)
+    assert check(descriptor, ME) == known
+    assert check(descriptor, ME, in_other_groups=True) == unknown
+
+
 def test_generic_rights_stand_for_those_of_files() -> None:
     assert mapped(0x10000000) == FILE_ALL
     assert mapped(0x80000000) == 0x120089

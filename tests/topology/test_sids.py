@@ -63,6 +63,8 @@ def test_a_sid_has_one_spelling(text: str, sid: str) -> None:
         ("S-1-5-", "no SID"),
         ("S-1-5-18 ", "no SID"),
         ("S-1-5-1\u0661", "no SID"),
+        ("\u017fy", "no SID"),
+        ("\u017f-1-5-18", "no SID"),
         ("S-1-5" + "-1" * 16, "no SID"),
         ("S-1-0x5-18", "no SID"),
         ("S-1-5-4294967296", "at most 4294967295"),

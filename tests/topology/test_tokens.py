@@ -75,6 +75,14 @@ def test_users_and_groups_are_besides_those_who_administer() -> None:
     assert may(Allowed(uids=frozenset({8})), Subject(8), OWNER) == Opinion(True)
 
 
+def test_who_may_be_in_other_groups_is_allowed_nothing_by_them_and_denied_what_any_is() -> None:
+    denied = parse_sddl("D:P(D;;FA;;;S-1-22-2-9)(A;;FA;;;WD)")
+    assert may(denied, Subject(8), OWNER).allowed
+    assert not may(denied, Subject(8, in_others=True), OWNER).allowed
+    assert not may(Allowed(gids=frozenset({9})), Subject(8, in_others=True), OWNER).allowed
+    assert may(Allowed(), Subject(7, in_others=True), OWNER).allowed
+
+
 _few = st.frozensets(st.integers(0, 9), max_size=3)
 
 

@@ -12,7 +12,16 @@ from hvsock.addresses import ServiceId, VmId, parse_service_id
 from hvsock.errors import DuplicateError, NotFoundError, StateError
 from hvsock.topology.access import Settings
 
-from .entries import FLAGS, INBOX, MAX_SERVICE_NAME_CHARACTERS, ServiceEntry, inbox_entries, name_key, quoted
+from .entries import (
+    FLAGS,
+    INBOX,
+    MAX_SERVICE_NAME_CHARACTERS,
+    NO_SETTINGS,
+    ServiceEntry,
+    inbox_entries,
+    name_key,
+    quoted,
+)
 from .forwards import parse_forward
 from .values import rounded_time, settings_from_value, settings_to_value
 
@@ -107,11 +116,12 @@ def all_entries(connection: sqlite3.Connection) -> list[ServiceEntry]:
 
 
 def defaults(connection: sqlite3.Connection) -> dict[VmId | None, Settings]:
-    """What holds where no service says anything: by VM, and under None for all."""
+    """What holds where no service says anything: by VM, and under None for all; none of them is empty."""
     if _version(connection) < _DEFAULTS_SINCE:
         return {}
     found = _rows(connection, "SELECT vm_id, settings FROM defaults")
-    return {None if vm_id == _ALL_VMS else _vm_id(vm_id): _settings(settings) for vm_id, settings in found}
+    everything = {None if vm_id == _ALL_VMS else _vm_id(vm_id): _settings(text) for vm_id, text in found}
+    return {vm_id: settings for vm_id, settings in everything.items() if settings != NO_SETTINGS}
 
 
 def update_defaults(connection: sqlite3.Connection, vm_id: VmId | None, settings: Settings | None) -> None:

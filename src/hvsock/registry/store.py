@@ -548,12 +548,13 @@ def _everything(connection: sqlite3.Connection) -> tuple[list[ServiceEntry], Def
 
 def _import_defaults(connection: sqlite3.Connection, wanted: Defaults, replace: bool) -> None:
     there = rows.defaults(connection)
-    _check_room_for_defaults({**there, **wanted})
+    everything = {**there, **wanted}
+    _check_room_for_defaults({vm_id: one for vm_id, one in everything.items() if one != NO_SETTINGS})
     for vm_id, settings in wanted.items():
         if there.get(vm_id, settings) != settings and not replace:
             whose = "all VMs" if vm_id is None else f"the VM {vm_id}"
             raise DuplicateError(f"there are other defaults for {whose} already, not to be replaced")
-        rows.update_defaults(connection, vm_id, settings)
+        rows.update_defaults(connection, vm_id, None if settings == NO_SETTINGS else settings)
 
 
 def _changed(

@@ -43,10 +43,18 @@ ROOT_UID = 0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who asks: a process of the host, by its Unix user and groups."""
+    """Who asks: a process of the host, by its Unix user and groups.
+
+    Attributes:
+        uid: its user.
+        gids: its groups.
+        in_others: whether it may be in groups that `gids` lacks, as they could not be asked for. What is allowed
+            to one of those is not allowed to it, and what is denied to any group is denied.
+    """
 
     uid: int
     gids: frozenset[int] = frozenset()
+    in_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +138,13 @@ class Opinion(NamedTuple):
 def may(access: Access | None, subject: Subject, owner: Owner) -> Opinion:
     """Whether a process of the host may do what `access` is about; None is for those who administer alone."""
     if isinstance(access, Descriptor):
-        return ask(access, owner.token(subject))
+        return ask(access, owner.token(subject), in_other_groups=subject.in_others)
     return Opinion(owner.administers(subject) or (access is not None and access.includes(subject)))
 
 
-def ask(descriptor: Descriptor, sids: AbstractSet[Sid]) -> Opinion:
+def ask(descriptor: Descriptor, sids: AbstractSet[Sid], *, in_other_groups: bool = False) -> Opinion:
     """Whether a descriptor allows binding or connecting to who is all of `sids`."""
-    finding = check(descriptor, sids)
+    finding = check(descriptor, sids, in_other_groups=in_other_groups)
     if descriptor.dacl is None:
         return Opinion(True, "its descriptor has no list")
     if finding.ace is None:
@@ -184,6 +192,7 @@ class Service:
         built_in: what holds where no setting says anything; nothing in them is None.
         defaults: over these and below the settings, those that the operator made for all services. All have the
             same, so they are no part of what makes two services equal.
+        listed: whether it is registered; what is not is decided by the defaults of a VM (:func:`unlisted`).
     """
 
     id: ServiceId
@@ -193,6 +202,7 @@ class Service:
     port: int | None = None
     built_in: Settings = DEFAULTS
     defaults: Defaults = field(default_factory=dict, compare=False)
+    listed: bool = True
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
         """The effective settings, in which nothing is None any more.
@@ -220,6 +230,5 @@ def unlisted(service_id: ServiceId, defaults: Defaults, vm_id: VmId, through: Vm
     """
     if vm_id not in defaults and (through is None or through not in defaults):
         return None
-    return Service(
-        service_id, str(service_id), Settings(wildcard_binds=False), port=service_id.port, defaults=defaults
-    )
+    settings = Settings(wildcard_binds=False)
+    return Service(service_id, str(service_id), settings, port=service_id.port, defaults=defaults, listed=False)

@@ -204,9 +204,8 @@ class Rules(Generic[L]):
                     refusal = _denied(request.subject, service, "connect to", opinion)
                     return _fails(steps, question, refusal)
                 steps.append(Check(question, _yes(opinion)))
-            connect = settings.connect
             outside = not on_host and how is not Relation.SAME
-            if outside and isinstance(connect, Descriptor) and connect.names_vms:
+            for connect in self._about_guests(service, settings, source, target) if outside else ():
                 question = "May this guest connect?"
                 opinion = ask(connect, token_of_guest(self.tree, source))
                 if not opinion.allowed:
@@ -294,6 +293,20 @@ class Rules(Generic[L]):
         opinion = may(self._settings_bound(service, partition, vm_id).bind, subject, self.owner)
         return None if opinion.allowed else _denied(subject, service, "bind", opinion)
 
+    def bind_fresh(
+        self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
+    ) -> Refusal | None:
+        """The verdict on a bind to a fresh id, in place of SERVICE_WILDCARD.
+
+        It is nobody's service: any address will do, and on the host loopback alone reaches it. But from a VM whose
+        defaults decide about services that are not registered it is reached like any other of these.
+        """
+        peer = self.tree.get(vm_id)
+        reached = peer is not None and self._unlisted(service_id, peer, partition) is not None
+        if not reached and may_bind(self.tree, partition, vm_id):
+            vm_id = HV_GUID_LOOPBACK
+        return self.bind(partition, vm_id, service_id, subject)
+
     def listen(self, partition: Partition, vm_id: VmId, service_id: ServiceId) -> Refusal | None:
         """The verdict on a listen on a bound socket; None lets it go on."""
         service = self.services.get(service_id)
@@ -324,6 +337,15 @@ class Rules(Generic[L]):
             enabled=settings.enabled and others.enabled,
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
+
+    def _about_guests(
+        self, service: Service, settings: Settings, source: Partition, target: Partition
+    ) -> list[Descriptor]:
+        """The descriptors that decide whether a guest may connect: in `settings`, and between members its own."""
+        found = [settings.connect]
+        if relation(self.tree, source, target, passthru=True) is Relation.MEMBER:
+            found.append(service.settings_for(source.id).connect)
+        return [one for one in dict.fromkeys(found) if isinstance(one, Descriptor) and one.names_vms]
 
     def _unlisted(self, service_id: ServiceId, source: Partition, target: Partition) -> Service | None:
         """What stands for a service that is not registered, between a VM with defaults of its own and its host."""
@@ -378,12 +400,16 @@ def _no_port(service: Service) -> Refusal:
 
 def _denied(subject: Subject, service: Service, act: str, opinion: Opinion) -> Refusal:
     text = f"user {subject.uid} may not {act} {service.name!r}{_because(opinion)}"
-    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
 
 
 def _guest_denied(source: Partition, service: Service, opinion: Opinion) -> Refusal:
     text = f"{source.name!r} may not connect to {service.name!r}{_because(opinion)}"
-    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; its owner can allow it: hvsock service access")
+    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
+
+
+def _who_can_allow(service: Service) -> str:
+    return f"its owner can allow it: hvsock service {'access' if service.listed else 'defaults --vm VM'}"
 
 
 def _because(opinion: Opinion) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from .sids import Sid, is_of_vms
+from .sids import Sid, is_of_vms, may_be_a_group
 
 FILE_ALL: Final = 0x001F01FF
 """FA: every right there is; what a bind and a connect ask for."""
@@ -131,13 +131,26 @@ def mapped(mask: int) -> int:
     return mask
 
 
-def check(descriptor: Descriptor, sids: AbstractSet[Sid], wanted: int = FILE_ALL) -> Finding:
-    """Whether `descriptor` allows all rights in `wanted` to somebody who is all of `sids`."""
+def check(
+    descriptor: Descriptor, sids: AbstractSet[Sid], wanted: int = FILE_ALL, *, in_other_groups: bool = False
+) -> Finding:
+    """Whether `descriptor` allows all rights in `wanted` to somebody who is all of `sids`.
+
+    Args:
+        descriptor: the descriptor.
+        sids: who asks.
+        wanted: the rights, as bits.
+        in_other_groups: whether who asks may be in groups that `sids` lacks: each entry that denies something
+            to a group is about them then.
+    """
     if descriptor.dacl is None:
         return Finding(True)
     missing = wanted
     for number, ace in enumerate(descriptor.dacl.aces, start=1):
-        if AceFlag.INHERIT_ONLY in ace.flags or ace.sid not in sids:
+        if AceFlag.INHERIT_ONLY in ace.flags:
+            continue
+        maybe = in_other_groups and ace.type is AceType.DENY and may_be_a_group(ace.sid)
+        if ace.sid not in sids and not maybe:
             continue
         mask = mapped(ace.mask)
         if ace.type is AceType.ALLOW:

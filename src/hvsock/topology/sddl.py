@@ -83,7 +83,7 @@ _REFUSED_TYPES: Final = {
     "TL": "a trust label",
 }
 _SID: Final = re.compile(r"S-1-[0-9A-Fx]+(?:-[0-9]+)*|[A-Z]{2}", re.ASCII | re.IGNORECASE)
-_ACL_FLAG: Final = re.compile(r"AR|AI|P", re.IGNORECASE)
+_ACL_FLAG: Final = re.compile(r"AR|AI|P", re.ASCII | re.IGNORECASE)
 _NUMBER: Final = re.compile(r"0x[0-9A-F]{1,8}|[0-9]{1,11}", re.ASCII | re.IGNORECASE)
 _SHOWN_CHARACTERS: Final = 24
 """How much of a text that is refused its refusal repeats."""
@@ -100,6 +100,9 @@ def parse_sddl(text: str) -> Descriptor:
         raise UsageError(f"SDDL has at most {MAX_SDDL_CHARACTERS} characters, not {len(text)}")
     if not text:
         raise UsageError("SDDL is not empty: write D:(A;;FA;;;WD), or leave the descriptor out")
+    if not text.isascii():  # some letters outside are capitals of ASCII to upper()
+        at = next(at for at, character in enumerate(text) if not character.isascii())
+        raise UsageError(f"SDDL, character {at + 1}: {text[at]!r} is not of ASCII, as all of SDDL is")
     return _Reader(text).descriptor()
 
 

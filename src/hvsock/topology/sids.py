@@ -30,6 +30,7 @@ MAX_SID_CHARACTERS: Final = 190
 _MAX_WORD: Final = 0xFFFFFFFF
 _SYNTAX: Final = re.compile(r"S-1-(0x[0-9A-F]{12}|[0-9]{1,10})((?:-[0-9]{1,10}){1,15})", re.ASCII | re.IGNORECASE)
 _VM: Final = "S-1-5-83-"
+_GROUP: Final = "S-1-22-2-"
 
 ALIASES: Final[dict[str, Sid]] = {
     token: Sid(sid)
@@ -99,7 +100,7 @@ def parse_sid(text: str) -> Sid:
     Raises:
         UsageError: it spells none, or one that depends on a domain.
     """
-    token = text.upper()
+    token = text.upper() if text.isascii() else ""  # some letters outside are capitals of ASCII to upper()
     if token in ALIASES:
         return ALIASES[token]
     if token in OF_A_DOMAIN:
@@ -129,7 +130,7 @@ def user_sid(uid: int) -> Sid:
 
 def group_sid(gid: int) -> Sid:
     """The SID of a Unix group."""
-    return Sid(f"S-1-22-2-{gid}")
+    return Sid(f"{_GROUP}{gid}")
 
 
 def vm_sid(vm_id: VmId) -> Sid:
@@ -139,6 +140,11 @@ def vm_sid(vm_id: VmId) -> Sid:
     """
     words = struct.unpack("<4I", vm_id.to_bytes_le())
     return Sid("-".join([f"{_VM}1", *map(str, words)]))
+
+
+def may_be_a_group(sid: Sid) -> bool:
+    """Whether `sid` is that of a Unix group, or that of the administrators, of whom one may be by a group."""
+    return sid.startswith(_GROUP) or sid == ADMINISTRATORS
 
 
 def is_of_vms(sid: Sid) -> bool:

@@ -121,7 +121,7 @@ def import_(file: str, form: str, replace: bool, vm: str | None, as_json: bool) 
         if form == "hcs":
             from hvsock.registry.formats.hcs import load_hcs
 
-            found = load_hcs(data)
+            found = load_hcs(data, for_all=vm is None)
             vm_id = None if vm is None else vm_id_of(vm)
             done = registry.import_of_vm(vm_id, found.defaults, found.services, replace)
         else:

@@ -8,11 +8,10 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from hvsock.addresses import HV_GUID_LOOPBACK, HV_GUID_WILDCARD, SERVICE_WILDCARD, Address, ServiceId
+from hvsock.addresses import HV_GUID_WILDCARD, SERVICE_WILDCARD, Address, ServiceId
 from hvsock.fabric import messages
 from hvsock.fabric.messages import Flag, Reply, Request
 from hvsock.topology.decision import Reason, Refusal
-from hvsock.topology.matching import may_bind
 from hvsock.topology.partitions import Kind, Partition
 
 from .listeners import TYPES
@@ -36,19 +35,16 @@ def bind(broker: Broker, client: Client, partition: Partition, request: Request)
         return
     rules = broker.rules
     address = Address(request.address.vm_id, broker.services.real(request.address.service_id))
+    ask = rules.bind
+    if address.service_id == SERVICE_WILDCARD:
+        address = Address(address.vm_id, ServiceId.new())
+        ask = rules.bind_fresh
     refusal = (
         _bad_type(request)
-        or (
-            _fresh_id_refusal(broker, partition, address)
-            if address.service_id == SERVICE_WILDCARD
-            else rules.bind(partition, address.vm_id, address.service_id, client.subject)
-        )
+        or ask(partition, address.vm_id, address.service_id, client.subject)
         or _taken(broker, partition, address)
+        or _make(broker, client, partition, request, address)
     )
-    if refusal is None:
-        if address.service_id == SERVICE_WILDCARD:
-            address = Address(address.vm_id, ServiceId.new())
-        refusal = _make(broker, client, partition, request, address)
     if refusal is not None:
         _refuse(broker, client, address, refusal)
 
@@ -129,14 +125,8 @@ def _bad_type(request: Request) -> Refusal | None:
     return Refusal(errno.EINVAL, Reason.BAD_REQUEST, f"no socket type {request.type}")
 
 
-def _fresh_id_refusal(broker: Broker, partition: Partition, address: Address) -> Refusal | None:
-    """A fresh id is nobody's service: any address will do, and on the host loopback alone reaches it."""
-    wanted = HV_GUID_LOOPBACK if may_bind(broker.tree, partition, address.vm_id) else address.vm_id
-    return broker.rules.bind(partition, wanted, address.service_id, None)
-
-
 def _taken(broker: Broker, partition: Partition, address: Address) -> Refusal | None:
-    if address.service_id != SERVICE_WILDCARD and broker.listeners.in_use(partition.id, address):
+    if broker.listeners.in_use(partition.id, address):
         return Refusal(errno.EADDRINUSE, Reason.IN_USE, f"{address} is bound in {partition.name!r} already")
     return _no_room(broker, partition)
 

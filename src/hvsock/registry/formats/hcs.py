@@ -8,7 +8,8 @@ where a whole document has it, in ``VirtualMachine.Devices.HvSocket.HvSocketConf
 known is refused: who passes over a member about access decides something else than its author.
 
 ``Disabled`` is not in the public schema; it is known from hcsshim. An empty descriptor is none. Wildcard binds
-are not allowed where the document does not say so, unlike where there is no document.
+are not allowed where the document does not say so, unlike where there is no document; but a document for all VMs
+forbids them for no service that it does not list.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ def looks_like_hcs(document: bytes) -> bool:
     ).isdisjoint(value)
 
 
-def load_hcs(document: bytes) -> HcsConfig:
+def load_hcs(document: bytes, *, for_all: bool = False) -> HcsConfig:
     """What a document says of hvsocket.
 
     Args:
         document: UTF-8, with a byte order mark or without.
+        for_all: whether it is taken for all VMs, and not for one.
 
     Raises:
         UsageError: no JSON, nothing of hvsocket in it, or a bad value; one line says where and why.
@@ -82,7 +84,7 @@ def load_hcs(document: bytes) -> HcsConfig:
             raise UsageError(f"{where}.{_TABLE} has {service_id} twice")
         services[service_id] = _service(one, f"{where}.{_TABLE}.{service_id}")
     defaults = Settings(
-        wildcard_binds=False,
+        wildcard_binds=None if for_all else False,
         bind=_descriptor(members, _DEFAULT_BIND, where),
         connect=_descriptor(members, _DEFAULT_CONNECT, where),
     )

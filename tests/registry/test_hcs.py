@@ -16,6 +16,7 @@ from hvsock.registry import Imported, Registry, ServiceEntry
 from hvsock.registry.entries import MAX_SERVICES, inbox_entries
 from hvsock.registry.formats.hcs import HcsConfig, dump_hcs, load_hcs, looks_like_hcs
 from hvsock.topology.access import Allowed, Defaults, Settings
+from hvsock.topology.descriptors import MAX_ACES
 from hvsock.topology.sddl import parse_sddl
 from tests.registry.strategies import registries, settings_of_defaults
 from tests.support import sample
@@ -155,6 +156,18 @@ def test_what_is_written_is_what_is_in_force() -> None:
         "ServiceTable": {ONE: {"BindSecurityDescriptor": theirs, "AllowWildcardBinds": True}},
     }
     assert set(written(None, inbox=True)["ServiceTable"]) == {entry.id for entry in everything}
+
+
+def test_more_users_than_a_descriptor_has_entries_are_not_written() -> None:
+    """It could not be read again."""
+    most = Allowed(uids=frozenset(range(MAX_ACES - 2)))  # besides root and who administers
+    more = Allowed(uids=frozenset(range(MAX_ACES - 1)))
+    dump_hcs([ServiceEntry(ONE, "One", settings=Settings(bind=most))], {}, VM)
+    entry = ServiceEntry(ONE, "One", settings=Settings(bind=more))
+    with pytest.raises(UsageError, match=f"^'One': .* {MAX_ACES + 1} entries of a descriptor"):
+        dump_hcs([entry], {}, VM)
+    with pytest.raises(UsageError, match=r"^the defaults: "):
+        dump_hcs([entry], {None: Settings(connect=more)}, VM)
 
 
 @settings(max_examples=sample(10, 1_000))

@@ -23,6 +23,7 @@ from hvsock.registry.entries import MAX_SERVICES, ServiceEntry, check_service_id
 from hvsock.registry.formats.jsonfile import dump_object, parse_object
 from hvsock.registry.values import json_type, sddl_from_value, take_object
 from hvsock.topology.access import Access, Allowed, Defaults, Service, Settings
+from hvsock.topology.descriptors import MAX_ACES
 from hvsock.topology.sddl import format_sddl
 
 _PATHS: Final = (
@@ -104,17 +105,19 @@ def dump_hcs(
         defaults: the defaults of the registry.
         vm_id: the VM; None for what holds for a VM that nothing is said of.
         inbox: with the in-box services.
+
+    Raises:
+        UsageError: a setting names more users and groups than a descriptor has entries; the text says whose.
     """
     known = Service(ServiceId.new(), "", defaults=defaults).settings_for(vm_id)
-    table = {
-        str(entry.id): _service_value(entry.service(defaults).settings_for(vm_id), known)
+    config: dict[str, Any] = {
+        _DEFAULT_BIND: _sddl(known.bind, "the defaults"),
+        _DEFAULT_CONNECT: _sddl(known.connect, "the defaults"),
+    }
+    config[_TABLE] = {
+        str(entry.id): _service_value(entry.service(defaults).settings_for(vm_id), known, repr(entry.name))
         for entry in services
         if inbox or not entry.inbox
-    }
-    config: dict[str, Any] = {
-        _DEFAULT_BIND: _sddl(known.bind),
-        _DEFAULT_CONNECT: _sddl(known.connect),
-        _TABLE: table,
     }
     for member in reversed(_PATHS[0]):
         config = {member: config}
@@ -158,21 +161,26 @@ def _descriptor(members: Mapping[str, Any], name: str, where: str) -> Access | N
     return None if value is None or value == "" else sddl_from_value(value, f"{where}.{name}")
 
 
-def _service_value(settings: Settings, known: Settings) -> dict[str, Any]:
+def _service_value(settings: Settings, known: Settings, whose: str) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for member, one, other in (
         (_BIND, settings.bind, known.bind),
         (_CONNECT, settings.connect, known.connect),
     ):
-        if _sddl(one) != _sddl(other):
-            value[member] = _sddl(one)
+        if (sddl := _sddl(one, whose)) != _sddl(other, "the defaults"):
+            value[member] = sddl
     value[_WILDCARDS] = bool(settings.wildcard_binds)
     if not settings.enabled:
         value[_DISABLED] = True
     return value
 
 
-def _sddl(access: Access | None) -> str:
-    """Who may, as SDDL."""
+def _sddl(access: Access | None, whose: str) -> str:
+    """Who may, as SDDL that can be read again."""
     access = Allowed() if access is None else access
-    return format_sddl(access.descriptor() if isinstance(access, Allowed) else access)
+    descriptor = access.descriptor() if isinstance(access, Allowed) else access
+    entries = 0 if descriptor.dacl is None else len(descriptor.dacl.aces)
+    if entries > MAX_ACES:
+        text = f"{whose}: so many users and groups would be {entries} entries of a descriptor, which has at most "
+        raise UsageError(f"{text}{MAX_ACES}; name groups instead of users, or export as JSON")
+    return format_sddl(descriptor)

@@ -184,3 +184,9 @@ class TestQemu:
     @given(st.binary(max_size=80))
     def test_any_bytes(self, data: bytes) -> None:
         qemu.parse_command_line(line(PROGRAM, *DEVICE) + data + b"\0")
+
+
+def test_user_ids_of_a_process() -> None:
+    assert qemu.parse_uids(b"Name:\tqemu\nUid:\t64055\t0\t1\t2\nGid:\t1\t1\t1\t1\n") == {64_055, 0, 1, 2}
+    for status in (b"", b"Uid:\t0\t0\t0\n", b"Name:\tUid:\t0\t0\t0\t0\n"):
+        assert qemu.parse_uids(status) == frozenset()

@@ -75,9 +75,11 @@ def test_a_way_up_asks_again_after_a_while(host: Host, monkeypatch: pytest.Monke
     ports.learn(DEMO)
     assert ports.of(DEMO) == 5001
     host.services[0]["port_alias"] = None
-    ports.learn(DEMO)
-    with pytest.raises(OSError, match="no AF_VSOCK port"):
-        ports.of(DEMO)
+    calls = host.calls
+    with pytest.raises(OSError, match="no AF_VSOCK port") as caught:
+        ports.learn(DEMO)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    assert host.calls == calls + 1, "the fabric inside is not asked in its place"
 
 
 def test_a_service_without_a_port_is_told_what_to_do(host: Host) -> None:

@@ -48,8 +48,7 @@ def of(service_id: ServiceId) -> int:
         _look(paths.partition_folder())
         port = _aliases.get(service_id)
     if port is None:
-        command = f"hvsock service register NAME --id {service_id} --port-alias PORT"
-        raise OSError(errno.EADDRNOTAVAIL, f"it has no AF_VSOCK port; give it one on the host: {command}")
+        raise _no_port(service_id)
     if port == PORT_ANY:
         raise OSError(errno.EADDRNOTAVAIL, f"port {port} stands for any port to AF_VSOCK, and no service has it")
     return port
@@ -61,11 +60,18 @@ def learn(service_id: ServiceId) -> None:
     What it said is believed for :data:`FRESH_SECONDS`.
 
     Raises:
-        OSError: ENETUNREACH: the host does not answer.
+        OSError: EADDRNOTAVAIL: it has none there; ENETUNREACH: the host does not answer.
     """
     stale = service_id not in _aliases or time.monotonic() - _asked_at > FRESH_SECONDS
     if service_id.port is None and stale:
         _look(None)
+    if service_id.port is None and service_id not in _aliases:
+        raise _no_port(service_id)  # an alias of the fabric inside is none of the host's
+
+
+def _no_port(service_id: ServiceId) -> OSError:
+    command = f"hvsock service register NAME --id {service_id} --port-alias PORT"
+    return OSError(errno.EADDRNOTAVAIL, f"it has no AF_VSOCK port; give it one on the host: {command}")
 
 
 def _look(folder: str | None) -> None:

@@ -68,8 +68,6 @@ CONFORMANCE = applicable_checks(vsock_conformance.FEATURES)
 OVER_LOOPBACK = tuple(
     one for one in vsock_sockets.CHECKS if one not in (vsock_sockets.NO_DEVICE, *vsock_sockets.SLOW)
 )
-    one for one in vsock_sockets.CHECKS if one not in (vsock_sockets.NO_DEVICE, *vsock_sockets.SLOW)
-)
 """What a guest with a device tries over its own loopback in `make test`, which boots none without one."""
 OF_THE_HOST = tuple(one for one in vsock_host.CHECKS if SOAK or one != vsock_host.SLOW)
 

@@ -29,7 +29,7 @@ assert sys.platform == "linux"
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child, ended_well
 
-CONNECTIONS = sample(300, 1_000_000)
+CONNECTIONS = sample(200, 1_000_000)
 VMS = 4
 ACCEPTERS = 3
 TAG_BYTES = 28

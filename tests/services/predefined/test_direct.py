@@ -429,6 +429,7 @@ def test_a_keeper_that_was_killed(tmp_path: Path) -> None:
         with_guest(tmp_path / "state", main)
 
 
+@pytest.mark.soak
 def test_a_process_without_a_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a program has that serves Direct by itself."""
     monkeypatch.setattr(keeping, "_kept", None)

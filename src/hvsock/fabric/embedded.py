@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from hvsock.addresses import ServiceId, VmId
 from hvsock.registry import Registry, ServiceEntry
@@ -21,6 +22,9 @@ from .broker.folder import FabricFolder
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
+
+MEMORY_FOLDER: Final = "/dev/shm"
+"""Where temporary fabrics are, unless TMPDIR says where: nothing of them is kept, so no disk has to write it."""
 
 _running: weakref.WeakSet[Broker] = weakref.WeakSet()
 _held = threading.local()
@@ -51,6 +55,13 @@ os.register_at_fork(
 )
 
 
+def _temporary_folder() -> str:
+    if "TMPDIR" not in os.environ:
+        with contextlib.suppress(OSError):  # there is none, or it is full
+            return tempfile.mkdtemp(prefix="hvsock-", dir=MEMORY_FOLDER)
+    return tempfile.mkdtemp(prefix="hvsock-")
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionHandle:
     """One partition of an embedded fabric.
@@ -77,7 +88,7 @@ class EmbeddedFabric:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._temporary = tempfile.mkdtemp(prefix="hvsock-") if folder is None else None
+        self._temporary = _temporary_folder() if folder is None else None
         self.folder = os.path.abspath(folder or self._temporary or "")
         self._broker: Broker | None = None
         self._registry: Registry | None = None

@@ -55,8 +55,7 @@ class Kind(NamedTuple):
     most: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field of a message.
 
     Attributes:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from hvsock.errors import RefusedError, UsageError
 
 _PATTERN = re.compile(r"(?:[a-z0-9_]+\.)*(?:[a-z0-9_]+|\*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What one side lets the other do.
 
     Attributes:
@@ -26,7 +24,7 @@ class Policy:
     """
 
     allow: frozenset[str] | None = None
-    deny: frozenset[str] = field(default_factory=frozenset)
+    deny: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, allow: Iterable[str] | None = None, deny: Iterable[str] = ()) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Bucket:
@@ -49,8 +49,7 @@ class Bucket:
         self._at = now if self._at is None else max(now, self._at)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether something of a peer is let through.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 MAX_FIELD_BYTES: Final = 64 * 1024
 """Most bytes of a text or bytes field that states no bound: enough for a path or an error, not for a file."""
@@ -11,8 +10,7 @@ MAX_ITEMS: Final = 4096
 """Most items of a list or a map that states no bound of its own: the environment of a process has some hundred."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """The bound of one field, as in ``Annotated[bytes, Limit(1 << 20)]``.
 
     Attributes:
@@ -22,8 +20,7 @@ class Limit:
     most: int
 
 
-@dataclass(frozen=True, slots=True)
-class Width:
+class Width(NamedTuple):
     """How an integer goes over the wire.
 
     Attributes:

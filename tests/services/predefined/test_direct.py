@@ -30,7 +30,7 @@ assert sys.platform == "linux"
 from hvsock.services.predefined.direct import keeping, processes
 from hvsock.services.predefined.direct.users import own_user
 from hvsock.testing.fabric import fabric
-from tests.cli.helpers import PROGRAM
+from tests.cli.helpers import PROGRAM, invoke
 from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, direct_keeper, with_guest
 
 needs_openssh = pytest.mark.skipif(
@@ -219,9 +219,9 @@ def test_openssh(tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(LARGE)
 
     async def main(guest: Guest) -> None:
-        printed = await guest.run("hvsock", "direct", "ssh-config", "web01")
-        assert printed.code == 0, printed.err
-        config.write_bytes(printed.out)
+        env = {"HVSOCK_DIR": guest.fabric, "HVSOCK_PARTITION": None}
+        printed = await asyncio.to_thread(invoke, "direct", "ssh-config", "web01", env=env)
+        config.write_bytes(printed.stdout_bytes)
         ssh = ("ssh", "-F", str(config))
         by_proxy, by_connect, sftp = await asyncio.gather(
             guest.run(*ssh, "web01", "cat; exit 6", input=LARGE),

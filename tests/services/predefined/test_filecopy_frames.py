@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 assert sys.platform == "linux"
@@ -43,6 +43,7 @@ from hvsock.services.predefined.filecopy.frames import (
     versions_of,
     why,
 )
+from tests.support import sample
 
 uint64s = st.integers(0, 2**64 - 1)
 uint32s = st.integers(0, 2**32 - 1)
@@ -89,6 +90,7 @@ def test_entries_come_back(name: bytes, mode: int, mtime: int, size: int, target
         assert Meta.from_body(kind, body_of(meta.to_frame(kind), kind)) == meta
 
 
+@settings(max_examples=sample(12, 100))
 @given(paths, st.text(max_size=300))
 def test_failures_come_back_as_far_as_they_fit(path: bytes, reason: str) -> None:
     for kind, longest in ((Kind.SKIPPED, MAX_NAME_BYTES), (Kind.FAILED, MAX_PATH_BYTES)):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from hvsock.services.policy import Policy
 
@@ -12,8 +11,7 @@ MAX_ORDER_BYTES: Final = 65536
 """Longest order: the names of a policy's operations, and a path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """How one connection is served.
 
     Attributes:

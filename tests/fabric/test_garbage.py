@@ -330,6 +330,7 @@ requests = st.builds(
     st.sampled_from([messages.Flag(bits) for bits in range(8)]),
     st.sampled_from([0, 1, 50, 0xFFFFFFFF]),
     st.binary(min_size=16, max_size=16),
+    st.none(),
 )
 
 

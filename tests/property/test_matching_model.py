@@ -388,7 +388,7 @@ switch = st.sampled_from([None, None, True, False])
 settings_of_a_service = st.builds(
     Settings, enabled=switch, wildcard_binds=switch, bind=allowed_or_open, connect=allowed_or_open
 )
-subjects = st.none() | st.builds(Subject, uid=st.sampled_from([0, 7, 8, 1000]), gids=few)
+subjects = st.none() | st.builds(Subject, uid=st.sampled_from([0, 7, 8, 1000]), gids=few, in_others=st.just(False))
 socket_types = st.sampled_from([1, 1, 1, 5])
 
 devices = st.builds(Listener, st.just(HV_GUID_WILDCARD), listening=st.booleans(), device=st.just(True))

@@ -20,8 +20,8 @@ def readable(payload: bytes) -> bytes:
     """The same object, as psrpcore reads it.
 
     - A set of members that is a member itself, `<MS N="...">` in an `<MS>`, becomes an object of that name.
-    - Records that tell of their invocation as PowerShell 2 does, and [MS-PSRP] prints, no longer do: psrpcore needs
-      what version 3 added to it, and nobody here looks at it.
+    - Records that tell of their invocation as PowerShell 2 does, and [MS-PSRP] prints, no longer do: psrpcore
+      needs what version 3 added to it, and nobody here looks at it.
     """
     if _NAMED_SET in payload:
         payload = _without_named_sets(payload)

@@ -501,7 +501,7 @@ def test_others_get_on_beside_a_pipeline_that_nobody_reads_until_it_is_too_much(
     monkeypatch.setattr(channel, "MOST_UNREAD_BYTES", 30_000)
 
     async def main() -> None:
-        async with session(runspaces=2) as pool, pool.start("1..2000000") as unread:
+        async with session(runspaces=2) as pool, pool.start("1..20000") as unread:
             while not unread.unread:
                 await asyncio.sleep(0.001)
             assert (await pool.run("'beside'")).output == ["beside"]
@@ -544,6 +544,7 @@ def test_a_session_that_is_closed_says_so() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.soak  # test_pwsh has a server that ends, too
 def test_a_server_that_ends_in_the_midst_is_told() -> None:
     async def main() -> None:
         with pytest.raises(LostError, match="the server ended the session"):  # noqa: PT012

@@ -26,7 +26,7 @@ assert sys.platform == "linux"
 
 from hvsock.errors import BusyError, HvsockError, LostError, NotReadyError, ProtocolError, UsageError
 from hvsock.services.agenthood import Surroundings
-from hvsock.services.powershell import accounts, channel, pools
+from hvsock.services.powershell import accounts, channel, pipelines, pools
 from hvsock.services.powershell.client import Credentials, connect
 from hvsock.services.powershell.commands import Command, Script
 from hvsock.services.powershell.handshake import CredentialError
@@ -382,7 +382,9 @@ def test_an_older_server_asks_for_the_key_and_the_pool_itself_calls_its_host() -
 # -- stopping
 
 
-def test_a_pipeline_is_stopped_and_the_session_goes_on() -> None:
+def test_a_pipeline_is_stopped_and_the_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines, "STATE_SECONDS", 2 * PATIENCE)  # only a server that stops it ends the wait
+
     async def main() -> None:
         async with session() as pool:
             async with pool.start("1..3; Start-Sleep 1000; 'never'") as pipeline:

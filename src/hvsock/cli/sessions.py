@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -133,6 +132,8 @@ def execute(sock: socket, command: str) -> int:
 
     `sock` is closed here as soon as the command has it, so that the peer sees an end when the command ends.
     """
+    import subprocess  # here, as most sessions run no command
+
     peer = sock.getpeername()
     environ = {**os.environ, PEER_VMID: str(peer.vm_id), PEER_SERVICE: str(peer.service_id)}
     process = subprocess.Popen(command, shell=True, stdin=sock.fileno(), stdout=sock.fileno(), env=environ)

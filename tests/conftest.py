@@ -63,6 +63,8 @@ WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
 """Where the tests are that boot VMs, or make the image for them."""
 SHARED_GUESTS = HERE / "vm" / "traffic"
 """Where those are that share guests."""
+PAGES = HERE / "docs"
+"""Where the examples of the documentation are run."""
 WHOLE = (*(HERE / name for name in ("conformance", "docs", "topology", "virtio", "vm")), *HERE.glob("test_*.py"))
 """Where each set of parameters is tried in `make test` too: tables of rules, and what is fast."""
 MANY_TESTS = 2_000
@@ -125,7 +127,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 
 class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typed
-    """Whole modules, since they share fixtures.
+    """Whole modules, since they share fixtures; pages of the documentation share none.
 
     What has VMs goes to one process where it shares its guests, and to one other: so no more than two guests have
     much to do at once.
@@ -135,6 +137,8 @@ class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typ
         module = nodeid.split("::", 1)[0]
         if (HERE.parent / module).is_relative_to(SHARED_GUESTS):
             return "shared guests"
+        if (HERE.parent / module).is_relative_to(PAGES):
+            return nodeid
         return "other VMs" if has_vms(HERE.parent / module) else module
 
 

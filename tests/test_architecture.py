@@ -24,7 +24,7 @@ BROKER = ("hvsock.fabric.broker", "hvsock.fabric.embedded")
 
 PURE_OF_POWERSHELL = tuple(
     f"hvsock.services.powershell.{name}"
-    for name in ("lockstep", "handshake", "admission", "tokens", "framing", "fragments")
+    for name in ("lockstep", "handshake", "admission", "tokens", "clixml", "framing", "fragments")
 )
 """Each may import those before it."""
 PURE_OF_HYBRID = ("hvsock.hybrid.profiles", "hvsock.hybrid.handshake")

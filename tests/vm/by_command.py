@@ -51,8 +51,9 @@ class Operator:
         self.hvsock("kvp", "set", "web01", "role=web", "colour=red and green")
         assert self.hvsock("kvp", "get", "web01", "colour") == b"red and green"
         assert self.hvsock("kvp", "get", "web01", "OSName").startswith(b"Debian")
-        self.execute("web01", "--", "hvsock", "kvp", "set", "loopback", "state=ready")
-        assert self.hvsock("kvp", "get", "web01", "state") == b"ready"
+        if SOAK:  # a command takes an emulated guest ten seconds
+            self.execute("web01", "--", "hvsock", "kvp", "set", "loopback", "state=ready")
+            assert self.hvsock("kvp", "get", "web01", "state") == b"ready"
         self.hvsock("kvp", "get", "web01", "nothing", code=5)
 
     def copies_files(self) -> None:

@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.availability": (*NAMED, "hvsock.fabric.paths", "hvsock.hybrid.listening"),
     "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
     "hvsock.virtio": BASE,
-    "hvsock.windows": RULES,
+    "hvsock.windows": (*RULES, "hvsock.hybrid.profiles", "hvsock.urls"),
     "hvsock.sockets": (
         *WIRE,
         "hvsock.windows",

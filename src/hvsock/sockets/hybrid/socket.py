@@ -33,6 +33,7 @@ from hvsock.machines import known
 from hvsock.sockets import guards, options
 from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
+from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.topology.reachability import own_view
 
 from . import failures
@@ -181,7 +182,7 @@ class socket(fabric.socket):
             Address(own_view(wanted.vm_id), own_id),
             wanted,
             send_buffer,
-            time.monotonic() + seconds + fabric.ANSWER_GRACE_SECONDS,
+            time.monotonic() + seconds + ANSWER_GRACE_SECONDS,
         )
         guards.guard_connecting(self)
 

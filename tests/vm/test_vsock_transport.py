@@ -78,13 +78,20 @@ def test_loopback(series: str, conformance: tuple[str, ...], tmp_path: Path) -> 
     """Sockets, the suite, and the service and client that run anywhere; without a device."""
     made = guest_image(series)
     run = Run(str(tmp_path), "loopback")
-    archive = bring(tmp_path, " ".join(["vsock_conformance.py", *conformance]), "vsock_sockets.py", "anywhere.py")
-    with started(run, default_guest("loopback", made), made=made, overlay=archive):
-        assert results_of(run) == [
-            dict.fromkeys(conformance, "passed"),
-            dict.fromkeys(vsock_sockets.CHECKS, "passed"),
-            ALL_PASSED,
-        ]
+    scripts = [" ".join(["vsock_conformance.py", *conformance]), "vsock_sockets.py", "anywhere.py"]
+    if SOAK:
+        scripts.append("vsock_selftest.py")
+    with started(run, default_guest("loopback", made), made=made, overlay=bring(tmp_path, *scripts)):
+        found = results_of(run)
+    if SOAK:
+        selftest = found.pop()
+        assert selftest["bind, listen, connect, accept"] == "passed"
+        assert set(selftest.values()) == {"passed", "not applicable"}, selftest
+    assert found == [
+        dict.fromkeys(conformance, "passed"),
+        dict.fromkeys(vsock_sockets.CHECKS, "passed"),
+        ALL_PASSED,
+    ]
 
 
 @contextmanager

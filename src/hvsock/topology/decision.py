@@ -175,9 +175,8 @@ class Rules(Generic[L]):
                 steps.append(Check(question, refusals.yes(opinion)))
             question = "Is the service enabled?"
             if not settings.enabled:
-                return _fails(
-                    steps, question, refusals.disabled(service, errno.EINVAL if on_host else errno.ECONNREFUSED)
-                )
+                code = errno.EINVAL if on_host else errno.ECONNREFUSED
+                return _fails(steps, question, refusals.disabled(service, code))
             steps.append(Check(question, "yes"))
             if target.kind is Kind.HOST and how is not Relation.SAME:
                 wildcards = settings.wildcard_binds is not False

@@ -112,7 +112,7 @@ class TestConnect:
         file = folder / "config.toml"
         file.write_text("[profiles.default]\nvmm = 'none such'", encoding="utf-8")
         monkeypatch.setenv("HVSOCK_CONFIG", str(file))
-        with pytest.raises(OSError, match="profiles.default.vmm") as caught:
+        with pytest.raises(OSError, match=r"profiles\.default\.vmm") as caught:
             socket()
         assert caught.value.errno == errno.EINVAL
 

@@ -14,7 +14,6 @@ import re
 import struct
 from functools import lru_cache
 from typing import Final, NamedTuple, Self, TypeVar
-from urllib.parse import quote, unquote
 
 from .constants import AF_HYPERV, SOCKADDR_HV_BYTES, VSOCK_CID_MAX, VSOCK_PORT_MAX, VSOCK_RESERVED_CIDS
 
@@ -242,6 +241,8 @@ class AddressText(NamedTuple):
 
     def url(self) -> str:
         """``hvsocket://VM/SERVICE``, with names percent-encoded."""
+        from urllib.parse import quote  # here, as most processes take no URL apart and write none
+
         return f"{URL_SCHEME}://{quote(self.vm, safe='')}/{quote(self.service, safe='')}"
 
 
@@ -251,6 +252,8 @@ def parse_url(text: str) -> AddressText:
     Raises:
         ValueError: another scheme, or a half is missing.
     """
+    from urllib.parse import unquote
+
     scheme, found, rest = text.partition("://")
     vm, slash, service = rest.partition("/")
     if not found or scheme.lower() != URL_SCHEME or not slash or not vm or not service or "/" in service:

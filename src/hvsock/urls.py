@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import quote, unquote
 
 from .addresses import (
     HV_GUID_LOOPBACK,
@@ -29,7 +28,6 @@ from .addresses import (
 )
 from .constants import VSOCK_CID_ANY, VSOCK_CID_HOST, VSOCK_CID_LOCAL, VSOCK_CID_MAX, VSOCK_PORT_MAX
 from .errors import NotFoundError
-from .hybrid.profiles import profile_named
 
 VSOCK_SCHEME: Final = "vsock"
 HYBRID_SCHEME: Final = "unix"
@@ -69,6 +67,8 @@ class HybridText(NamedTuple):
         Raises:
             ValueError: the path begins with two slashes, which would be a host's name.
         """
+        from urllib.parse import quote  # here, as most processes take no URL apart and write none
+
         if self.path.startswith("//"):
             raise ValueError(f"{_shown(self.path)} begins with more than one slash")
         path = quote(self.path, safe=_IN_PATHS, errors="surrogateescape")
@@ -135,6 +135,8 @@ def _vsock(text: str) -> AddressText:
 
 
 def _hybrid(text: str) -> HybridText:
+    from .hybrid.profiles import profile_named  # here, as few addresses are of this kind
+
     before, question, query = text.partition(":")[2].partition("?")
     if before.startswith("//"):
         before = before[2:]
@@ -166,6 +168,8 @@ def _hybrid(text: str) -> HybridText:
 
 
 def _decoded(text: str, whole: str) -> str:
+    from urllib.parse import unquote
+
     if re.search("%(?![0-9a-fA-F]{2})", text):
         raise ValueError(f"{_shown(whole)} has a % with no two hexadecimal digits behind it")
     return unquote(text, errors="surrogateescape")

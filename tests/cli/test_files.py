@@ -44,7 +44,7 @@ def test_json_carries_everything(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_reg_carries_ids_and_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hvsock("service", "export", "--format", "reg", "services.reg")
+    invoke("service", "export", "--format", "reg", "services.reg")
     data = Path("services.reg").read_bytes()
     assert data.startswith(b"\xff\xfe")
     assert "VM Session Service" not in data.decode("utf-16")
@@ -56,10 +56,10 @@ def test_reg_carries_ids_and_names(home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_powershell_registers_the_services_and_is_not_imported(home: Path) -> None:
-    text = hvsock("service", "export", "--format", "ps1").stdout.decode("utf-8-sig")
+    text = invoke("service", "export", "--format", "ps1").stdout_bytes.decode("utf-8-sig")
     for name in NAMES:
         assert name in text
-    hvsock("service", "export", "services.ps1", "--inbox")
+    invoke("service", "export", "services.ps1", "--inbox")
     assert "VM Session Service" in Path("services.ps1").read_text("utf-8-sig")
     invoke("service", "import", "services.ps1", code=2)
 
@@ -71,7 +71,7 @@ def test_the_ending_says_the_format(home: Path, file: str, start: bytes) -> None
 
 
 def test_export_to_standard_output_is_json_and_the_bytes_of_the_file(home: Path) -> None:
-    hvsock("service", "export", "all.json")
+    invoke("service", "export", "all.json")
     assert hvsock("service", "export").stdout == Path("all.json").read_bytes()
     assert hvsock("service", "export", "/dev/stdout").stdout == Path("all.json").read_bytes()
 

@@ -18,7 +18,7 @@ from hvsock.fabric.embedded import EmbeddedFabric
 
 assert sys.platform == "linux"
 
-from tests.cli.helpers import PROGRAM, environment, hvsock, invoke
+from tests.cli.helpers import PROGRAM, hvsock, invoke
 
 
 def entries() -> list[tuple[LazyGroup, str, Entry]]:
@@ -61,13 +61,14 @@ def test_every_command_has_help(name: str) -> None:
     assert f"Usage: hvsock {name}" in invoke(name, "-h").stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["service", "--help"], ["guid"], ["--version"]])
-def test_what_is_quick_imports_nothing_that_is_slow(arguments: list[str]) -> None:
+def test_what_is_quick_imports_nothing_that_is_slow() -> None:
+    commands = [["--help"], ["service", "--help"], ["guid"], ["--version"]]
     code = (
         "import sys; from hvsock.cli.main import main\n"
-        f"sys.argv = ['hvsock', *{arguments!r}]\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
+        f"for arguments in {commands!r}:\n"
+        "    sys.argv = ['hvsock', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
         "slow = {'rich', 'sqlite3', 'asyncio', 'pyperclip', 'subprocess'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
@@ -167,17 +168,19 @@ def test_closed_standard_descriptors_do_no_harm(hvsock_fabric: EmbeddedFabric) -
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_ask_the_command(shell: str) -> None:
-    text = hvsock("completion", shell).stdout.decode()
+    text = invoke("completion", shell).stdout
     assert "_HVSOCK_COMPLETE" in text
     assert f"{shell}_complete" in text
 
 
 def completions(*words: str) -> list[str]:
     """What the command offers for the last of `words`."""
-    env = environment(
-        _HVSOCK_COMPLETE="fish_complete", COMP_WORDS=" ".join(["hvsock", *words]), COMP_CWORD=words[-1]
-    )
-    lines = hvsock(env=env).stdout.decode().splitlines()
+    env = {
+        "_HVSOCK_COMPLETE": "fish_complete",
+        "COMP_WORDS": " ".join(["hvsock", *words]),
+        "COMP_CWORD": words[-1],
+    }
+    lines = invoke(env=env).stdout.splitlines()
     return [line.partition(",")[2].partition("\t")[0] for line in lines if line]
 
 

@@ -87,9 +87,8 @@ def test_run_in_a_partition_by_name_and_by_id(hvsock_fabric: EmbeddedFabric) -> 
 
 
 def test_run_ends_as_the_command_does(hvsock_fabric: EmbeddedFabric, tmp_path: Path) -> None:
-    hvsock("run", "--partition", "host", "--", "sh", "-c", "exit 7", code=7)
     hvsock("run", "--partition", "host", "--", "sh", "-c", "kill -9 $$", code=-9)
-    done = hvsock("run", "--partition", "host", "--", "cat", input=b"through")
+    done = hvsock("run", "--partition", "host", "--", "sh", "-c", "cat; exit 7", input=b"through", code=7)
     assert done.stdout == b"through"
     plain = tmp_path / "plain"
     plain.write_text("no program")

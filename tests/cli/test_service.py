@@ -86,8 +86,8 @@ def test_register_by_id_port_and_alias(folder: Path) -> None:
     "name", ["a b  c", "\u4f60\u597d", "Gr\u00fc\u00dfe", 'it\'s "quoted" $HOME `id`', "-- --json", "[red]x[/red]"]
 )
 def test_any_name_goes_in_and_comes_out(folder: Path, name: str) -> None:
-    guid = hvsock("service", "register", "--", name).stdout.decode().strip()
-    shown = hvsock("service", "show", "--", name).stdout.decode()
+    guid = invoke("service", "register", "--", name).stdout.strip()
+    shown = invoke("service", "show", "--", name).stdout
     assert f"name        {name}\n" in shown
     assert guid in shown
     assert name in on_a_terminal("service", "list")

@@ -86,7 +86,7 @@ def test_status_is_for_the_host(busy: EmbeddedFabric) -> None:
 
 def checks_of(*arguments: str, code: int = 0) -> dict[str, tuple[bool, str, str | None]]:
     """What doctor found that is needed, by question."""
-    value = json.loads(run(*arguments, "--json", code=code).stdout)
+    value = invoke_json(*arguments, code=code)
     assert value["ok"] is (code == 0)
     return {
         one["question"]: (one["ok"], one["found"], one.get("cure")) for one in value["checks"] if one["needed"]
@@ -119,7 +119,7 @@ def test_doctor_without_a_broker_says_how_to_start_one(tmp_path: Path, monkeypat
     assert found.startswith("no")
     assert "hvsock up" in str(cure)
     assert not (tmp_path / "none").exists()
-    done = run("doctor", code=1)
+    done = run("doctor", code=1)  # the program itself
     assert done.stderr == b""
     assert b"hvsock up" in done.stdout
 

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,9 +161,14 @@ def test_what_is_no_device(tmp_path: Path) -> None:
     invoke("vm", "stats", "vm", "--socket", path, code=2)
     with bound_socket(path) as listener:
         for data in (b"", b"not JSON", b"[]", b"{}"):
-            with started("vm", "stats", "--socket", path) as process:
+
+            def answer(data: bytes = data) -> None:
                 assert select.select([listener], [], [], PATIENCE_SECONDS)[0]
                 peer, _ = listener.accept()
-                peer.sendall(data)
-                peer.close()
-                assert "is no device" in line_of(process.stderr)
+                with peer:
+                    peer.sendall(data)
+
+            answering = threading.Thread(target=answer)
+            answering.start()
+            assert "is no device" in invoke("vm", "stats", "--socket", path, code=1).stderr
+            answering.join()

@@ -27,6 +27,7 @@ import hvsock
 from hvsock.addresses import HV_GUID_PARENT, HV_GUID_WILDCARD, WELL_KNOWN_VMIDS, ServiceId, VmId
 from hvsock.fabric import client, messages
 from hvsock.fabric.broker import calls, clients
+from hvsock.fabric.broker.quota import Quota
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.fabric.messages import Op, Request
 from hvsock.testing.leaks import leak_check
@@ -236,16 +237,18 @@ def test_answers_that_nobody_reads_are_bounded(
     folder: str, impatient: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clients, "REQUEST_SECONDS", 60.0)
-    monkeypatch.setitem(calls._METHODS, "long", lambda broker, client, call: "x" * 30_000_000)
+    monkeypatch.setitem(calls._METHODS, "long", lambda broker, client, call: "x" * 1_000_000)
     request = Request(Op.CALL, call={"method": "long"}).pack()
     broker = impatient._broker
     assert broker is not None
+    most = 3_200_000
+    broker.replies = Quota(broker.tree.host.id, most, most)
     with leak_check():
         greedy = [control(folder) for _ in range(8)]
         for sock in greedy:
             sock.send(request)
             client.call(impatient.host.folder, "ping")
-        assert sum(broker.replies._held.values()) < clients.MAX_REPLIES_BYTES
+        assert sum(broker.replies._held.values()) < most
         wait_until(lambda: client.call(impatient.host.folder, "status")["connecting"] < 4)
         for sock in greedy:
             sock.close()
@@ -385,7 +388,7 @@ def test_whatever_comes_the_broker_goes_on(impatient: EmbeddedFabric, caplog: py
                 return str(one["folder"])
         return impatient.create_partition("web01").folder
 
-    @settings(max_examples=sample(50, 20_000), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=sample(25, 20_000), suppress_health_check=list(HealthCheck))
     @given(st.sampled_from([STREAM, SEQPACKET]), st.booleans(), st.lists(pieces, min_size=1, max_size=3), endings)
     def attack(type_: int, from_host: bool, parts: list[tuple[bytes, int]], ending: str) -> None:
         sock = control(host if from_host else guest(), type_)

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import hvsock
+import hvsock.cli.commands.up  # once, here, and not in each fork
 from hvsock.cli.main import cli
 from hvsock.fabric import client, paths
 

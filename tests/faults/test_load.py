@@ -29,7 +29,7 @@ assert sys.platform == "linux"
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child, ended_well
 
-CONNECTIONS = sample(500, 1_000_000)
+CONNECTIONS = sample(200, 1_000_000)
 VMS = 4
 ACCEPTERS = 3
 TAG_BYTES = 28
@@ -152,7 +152,7 @@ def test_traffic_goes_on_while_brokers_are_killed(tmp_path: Path) -> None:
         )
         assert epoll.poll(PATIENCE_SECONDS) == [(number, select.EPOLLIN)]
         far = stack.enter_context(listener.accept()[0])
-        for turn in range(sample(3, 50)):
+        for turn in range(sample(2, 50)):
             block = os.urandom(1 << 16)
             near.sendall(block)
             broker.kill()

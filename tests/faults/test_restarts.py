@@ -20,7 +20,7 @@ assert sys.platform == "linux"
 
 from .processes import PATIENCE_SECONDS, BrokerProcess
 
-KILLS = sample(4, 300)
+KILLS = sample(3, 300)
 STREAMS = 4
 """Connections with traffic in both directions, all the while."""
 MOST_BYTES = 50_000

@@ -22,7 +22,7 @@ from tests.support import sample
 
 from .processes import BrokerProcess, child
 
-CONNECTIONS = sample(2_000, 10_000)
+CONNECTIONS = sample(1_000, 10_000)
 PARTITIONS = 100
 SPARE_DESCRIPTORS = 200
 

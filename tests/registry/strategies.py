@@ -16,7 +16,7 @@ from hvsock.topology.access import Allowed, Settings
 from hvsock.topology.sddl import parse_sddl
 from tests.support import sample
 
-EXAMPLES = sample(20, 2_000)
+EXAMPLES = sample(12, 2_000)
 """How many registries a test looks at."""
 
 

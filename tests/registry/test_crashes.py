@@ -25,10 +25,10 @@ if sys.platform == "win32":
 from tests.registry.processes import Say, in_child, running
 
 INBOX = {entry.id for entry in inbox_entries(0.0)}
-KILLS = sample(10, 1_000)
+KILLS = sample(6, 1_000)
 CREATIONS = sample(20, 500)
 WRITERS = 4
-REGISTERS_EACH = sample(10, 200)
+REGISTERS_EACH = sample(6, 200)
 MOST_SECONDS = 0.02
 """A killed writer lives that long after its first commit: some ten commits."""
 
@@ -230,7 +230,7 @@ def test_a_reader_never_sees_half_a_change(tmp_path: Path) -> None:
         assert child.next_line() == "ready"
         with Registry(tmp_path) as registry:
             seen = set()
-            for _ in range(sample(100, 5_000)):
+            for _ in range(sample(50, 5_000)):
                 entries = [entry for entry in registry.entries() if not entry.inbox]
                 assert sorted(entry.port_alias or 0 for entry in entries) == list(range(100, 120))
                 assert {entry.id for entry in entries} == set(ids)

@@ -140,7 +140,7 @@ def test_a_file_with_a_descriptor_that_is_none_is_damaged(registry: Registry, tm
         registry.services()
 
 
-@settings(max_examples=sample(40, 2_000))
+@settings(max_examples=sample(20, 2_000))
 @given(settings_of_services)
 def test_settings_are_written_and_read_again(one: Settings) -> None:
     assert settings_from_value(json.loads(json.dumps(settings_to_value(one))), "settings") == one

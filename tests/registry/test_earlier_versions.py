@@ -36,7 +36,7 @@ OURS = {ServiceId.from_port(one.port) for one in INTEGRATION_SERVICES}
 ONE = ServiceId("3049197c-9a4e-4fbf-9367-97f792f16994")
 VM = VmId("11111111-2222-3333-4444-555555555555")
 OTHER_VM = VmId("66666666-7777-8888-9999-aaaaaaaaaaaa")
-KILLS = sample(6, 500)
+KILLS = sample(4, 500)
 
 
 def make_early(folder: Path, *entries: ServiceEntry) -> Path:

@@ -171,7 +171,7 @@ def test_operations_that_are_reset_at_once() -> None:
     contained(test)
 
 
-@pytest.mark.parametrize("kind", ["pings", "settings"])
+@pytest.mark.parametrize("kind", ["pings", pytest.param("settings", marks=pytest.mark.soak)])
 def test_who_floods_and_reads_nothing_is_dropped(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_UNSENT_BYTES", 1 << 14)
 

@@ -19,9 +19,9 @@ from hvsock.testing.fabric import fabric
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(folder: Path, *command: str) -> None:
-    """Run a module of this Python in `folder`; it has to succeed."""
-    environ = {**os.environ, "MYPYPATH": str(ROOT / "src")}
+def run(folder: Path, *command: str, **changes: str) -> None:
+    """Run a module of this Python in `folder`, with changes of the environment; it has to succeed."""
+    environ = {**os.environ, "MYPYPATH": str(ROOT / "src"), **changes}
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
@@ -36,13 +36,17 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_its_own_test_passes(written: Path) -> None:
-    run(written, "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
+    plugins = ("-p", "hvsock.testing.pytest_plugin", "-p", "no:cacheprovider")  # others only take time to load
+    run(written, "pytest", "-q", *plugins, "-W", "error", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
 
-@pytest.mark.parametrize("name", ["X", "KVP", "Zoo", "Disk Inventory", "a-b_c d", "x" * MAX_NAME_CHARACTERS])
-def test_ruff_is_content_whatever_the_name(tmp_path: Path, name: str) -> None:
-    write(Names.of(name), str(tmp_path))
-    run(tmp_path, "ruff", "check", "--isolated", "--no-cache", "--select", "E,F,I,B,UP,RUF,ASYNC", ".")
+def test_ruff_is_content_whatever_the_name(tmp_path: Path) -> None:
+    names = ["X", "KVP", "Zoo", "Disk Inventory", "a-b_c d", "x" * MAX_NAME_CHARACTERS]
+    folders = [str(tmp_path / str(number)) for number in range(len(names))]
+    for name, folder in zip(names, folders, strict=True):
+        write(Names.of(name), folder)
+    source = ("--config", f"src = {folders}")  # each is where its modules are
+    run(tmp_path, "ruff", "check", "--isolated", "--no-cache", *source, "--select", "E,F,I,B,UP,RUF,ASYNC", ".")
     run(tmp_path, "ruff", "format", "--isolated", "--no-cache", "--check", ".")
 
 

@@ -165,7 +165,7 @@ with hvsock.socket(fileno=int(sys.argv[1])) as sock:
         assert far.recv(200) == str(near.getpeername()).encode()
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.soak), "fork"])
 def test_multiprocessing(world: World, method: str) -> None:
     """Processes take sockets as arguments, however they are started; uvicorn's workers rely on it."""
     program = Path(__file__).with_name("programs") / "processes.py"

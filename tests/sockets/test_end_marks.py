@@ -246,7 +246,10 @@ class TestCopies:
         ends.far.close()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
-    @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+    @pytest.mark.parametrize(
+        "method",
+        ["forkserver", *(pytest.param(one, marks=pytest.mark.soak) for one in ("spawn", "fork"))],
+    )
     def test_multiprocessing(self, world: World, service_id: ServiceId, method: str) -> None:
         """The mark goes along to other processes, however they are started."""
         program = "tests.sockets.programs.ends"

@@ -90,7 +90,7 @@ def test_a_sendall_that_times_out_has_sent_what_fitted() -> None:
 
 
 @given(st.data())
-@settings(max_examples=sample(60, 3_000))
+@settings(max_examples=sample(30, 3_000))
 def test_bytes_come_out_as_they_went_in(data: st.DataObject) -> None:
     """Any sequence of sends and receives that do not wait agrees with a plain bytearray."""
     capacity = data.draw(st.integers(1, 20), "capacity")

@@ -16,7 +16,7 @@ layouts = st.sampled_from([ONE, TWO, MANY]) | st.builds(Layout, st.integers(1, 8
 HEADER = bytes(range(HEADER_BYTES))
 
 
-@settings(max_examples=sample(60, 2_000))
+@settings(max_examples=sample(30, 2_000))
 @given(layouts, st.booleans(), st.lists(st.binary(max_size=300), max_size=40), st.data())
 def test_what_is_sent_arrives_and_buffers_come_back(
     layout: Layout, event_idx: bool, payloads: list[bytes], data: st.DataObject

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from hvsock.addresses import HV_GUID_BROADCAST, HV_GUID_PARENT, HV_GUID_ZERO, WELL_KNOWN_VMIDS, VmId
@@ -56,7 +54,7 @@ def test_names_that_cannot_be(name: str) -> None:
         check_partition_name(name)
     assert str(caught.value).isprintable()
     with pytest.raises(UsageError):
-        World().tree.add(replace(NEW, name=name))
+        World().tree.add(NEW._replace(name=name))
 
 
 def test_a_tree_is_in_order_parents_first() -> None:
@@ -81,16 +79,16 @@ def test_look_up_by_id_and_by_name_without_regard_to_case() -> None:
 def test_a_partition_without_a_cid_gets_the_lowest_free_one() -> None:
     tree = World().tree
     assert [partition.cid for partition in tree] == [VSOCK_CID_HOST, *range(CID_MIN, CID_MIN + len(NAMES) - 1)]
-    tree.add(replace(NEW, cid=CID_MIN + len(NAMES)))
+    tree.add(NEW._replace(cid=CID_MIN + len(NAMES)))
     for number, expected in ((60, CID_MIN + len(NAMES) - 1), (61, CID_MIN + len(NAMES) + 1)):
-        added = tree.add(replace(NEW, id=vm_id(number), name=f"new {number}", cid=NO_CID))
+        added = tree.add(NEW._replace(id=vm_id(number), name=f"new {number}", cid=NO_CID))
         assert added.cid == expected
         assert tree.get(added.id) is added
 
 
 def test_cids_of_removed_partitions_rest_for_a_time() -> None:
     tree = Tree(make_host())
-    fresh = replace(NEW, cid=NO_CID)
+    fresh = NEW._replace(cid=NO_CID)
     for round_ in range(RESTING_CIDS + 1):
         added = tree.add(fresh)
         assert added.cid == CID_MIN + round_
@@ -99,7 +97,7 @@ def test_cids_of_removed_partitions_rest_for_a_time() -> None:
     again = Tree(make_host(), tree.resting)
     assert again.add(fresh).cid == CID_MIN
     assert Tree(make_host(), [CID_MIN, CID_MIN + 1]).add(fresh).cid == CID_MIN + 2
-    assert Tree(make_host(), [CID_MIN]).add(replace(fresh, cid=CID_MIN)).cid == CID_MIN, "asked for by its number"
+    assert Tree(make_host(), [CID_MIN]).add(fresh._replace(cid=CID_MIN)).cid == CID_MIN, "asked for by its number"
 
 
 def test_find_takes_ids_and_those_of_cids() -> None:
@@ -164,7 +162,7 @@ def test_what_cannot_be_added_leaves_the_tree_as_it_is(change: dict[str, object]
     tree = World().tree
     before = list(tree)
     with pytest.raises(error) as caught:
-        tree.add(replace(NEW, **change))  # type: ignore[arg-type]
+        tree.add(NEW._replace(**change))  # type: ignore[arg-type]
     assert str(caught.value).isprintable()
     assert list(tree) == before
     assert NEW not in tree.children_of(tree.host)
@@ -183,10 +181,10 @@ def test_the_host_and_parents_cannot_be_removed() -> None:
 @pytest.mark.parametrize(
     "root",
     [
-        replace(make_host(), kind=Kind.VM),
-        replace(make_host(), parent=vm_id(2)),
-        replace(make_host(), id=HV_GUID_ZERO),
-        replace(make_host(), id=HV_GUID_PARENT),
+        make_host()._replace(kind=Kind.VM),
+        make_host()._replace(parent=vm_id(2)),
+        make_host()._replace(id=HV_GUID_ZERO),
+        make_host()._replace(id=HV_GUID_PARENT),
     ],
     ids=["a vm", "a child", "with the id of WILDCARD", "with the id of PARENT"],
 )

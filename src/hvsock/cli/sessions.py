@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -138,6 +137,8 @@ def execute(sock: socket, command: str) -> int:
     `sock` is closed here as soon as the command has it, so that the peer sees an end when the command ends. On
     Windows the command has pipes, as programs cannot read such a socket there.
     """
+    import subprocess  # here, as most sessions run no command
+
     peer = sock.getpeername()
     environ = {**os.environ, PEER_VMID: str(peer.vm_id), PEER_SERVICE: str(peer.service_id)}
     if sys.platform == "win32":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from hvsock.addresses import HV_GUID_LOOPBACK, HV_GUID_PARENT, ServiceId, VmId
 from hvsock.constants import VSOCK_CID_HOST, VSOCK_CID_LOCAL
@@ -28,8 +26,7 @@ class Guests(StrEnum):
     """The command lines of QEMUs that run: -uuid is the VmId."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vm:
+class Vm(NamedTuple):
     """One VM of a profile.
 
     Attributes:
@@ -47,8 +44,7 @@ class Vm:
     vmm: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """One profile.
 
     Attributes:
@@ -71,7 +67,7 @@ class Settings:
     libvirt: str = "qemu:///system"
     qemu_users: tuple[str, ...] = ()
     vms: tuple[Vm, ...] = ()
-    services: Mapping[str, ServiceId] = field(default_factory=lambda: MappingProxyType({}))
+    services: Mapping[str, ServiceId] = MappingProxyType({})
 
 
 def vm_id_of_cid(cid: int) -> VmId:
@@ -85,6 +81,8 @@ def vm_id_of_cid(cid: int) -> VmId:
 
 def vm_id_of_path(path: str) -> VmId:
     """The VmId of a VM of which nothing is known but its VMM's absolute path: a hash (RFC 9562, version 8)."""
+    import hashlib  # here, as it loads OpenSSL, and every process has settings
+
     raw = bytearray(hashlib.sha256(_PATH_SPACE + path.encode("utf-8", "surrogateescape")).digest()[:16])
     raw[7] = raw[7] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80

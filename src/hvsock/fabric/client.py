@@ -13,8 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hvsock import errors, transport
 from hvsock.addresses import (
@@ -54,8 +53,7 @@ _ERRORS: Final[dict[str, type[HvsockError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """A bound address.
 
     Attributes:
@@ -191,8 +189,7 @@ def call(folder: str | None, method: str, **parameters: Any) -> Any:
         raise ProtocolError(f"the broker's reply to {method!r} is none") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
+class _Way(NamedTuple):
     """How a request reaches a broker.
 
     Attributes:

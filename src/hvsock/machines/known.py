@@ -18,8 +18,6 @@ from hvsock.config import files
 from hvsock.config.settings import Guests, Settings, Vm, vm_id_of_path
 from hvsock.errors import BusyError, HvsockError, NotFoundError
 
-from . import sources
-
 if sys.platform != "linux":
     raise ImportError("VMMs and hosts of kernel vsock run on Linux")
 
@@ -59,14 +57,20 @@ class Running:
             return self._found
 
 
-_guests = Running(sources.guests, time.monotonic)
+def _ask(settings: Settings) -> tuple[Vm, ...]:
+    from . import sources  # here, as few hosts have guests to ask for, and XML and processes load slowly
+
+    return sources.guests(settings)
+
+
+_guests = Running(_ask, time.monotonic)
 _given: dict[str, Vm] = {}
 _lock = threading.Lock()
 
 
 def _forked() -> None:
     global _guests, _lock  # another thread of the parent may have held a lock
-    _guests, _lock = Running(sources.guests, time.monotonic), threading.Lock()
+    _guests, _lock = Running(_ask, time.monotonic), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import sqlite3
 import time
@@ -37,8 +36,6 @@ from .entries import (
 from .forwards import Forward, check_forward
 from .merging import Imported, check_distinct, checked_import, merged, of_vm
 from .values import rounded_time
-
-log = logging.getLogger(__name__)
 
 
 class _Snapshot(NamedTuple):
@@ -94,7 +91,9 @@ class Registry:
                     for entry in free:
                         rows.insert(connection, entry)
             except (RefusedError, StateError) as error:
-                log.warning("the registry stays that of an earlier version: %s", error)
+                import logging  # here, as every command that opens a registry would load it for this line
+
+                logging.getLogger(__name__).warning("the registry stays that of an earlier version: %s", error)
         self._displaced = tuple(displaced)
 
     def __enter__(self) -> Self:

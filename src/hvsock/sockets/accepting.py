@@ -11,8 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from hvsock.errors import ProtocolError
 from hvsock.fabric import messages, passing
@@ -34,8 +33,7 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _MOST_DESCRIPTORS = 2  # the connection and its end mark
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """A connection and what came with it, an end mark where a VM's device connected; the caller owns both."""
 
     descriptor: int

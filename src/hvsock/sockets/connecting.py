@@ -8,7 +8,6 @@ import select
 import socket as _stdlib
 import sys
 import threading
-from dataclasses import dataclass, field
 
 from hvsock.addresses import Address
 from hvsock.errors import ProtocolError
@@ -23,22 +22,26 @@ _PEEK = _stdlib.MSG_PEEK | _stdlib.MSG_DONTWAIT
 _LONGEST_REFUSAL_BYTES = messages.REPLY_HEADER_BYTES + messages.MAX_REFUSAL_BYTES
 
 
-@dataclass(slots=True)
 class Pending:
     """A connect that is not settled.
 
     Attributes:
+        lock: held by the thread that settles it.
+
+    Args:
         own, peer: the addresses that the socket has once it is connected.
         send_buffer: what SO_SNDBUF is then.
         deadline: when whoever waits for the broker stops to, in seconds of time.monotonic.
-        lock: held by the thread that settles it.
     """
 
-    own: Address
-    peer: Address
-    send_buffer: int
-    deadline: float
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    __slots__ = ("deadline", "lock", "own", "peer", "send_buffer")
+
+    def __init__(self, own: Address, peer: Address, send_buffer: int, deadline: float) -> None:
+        self.own = own
+        self.peer = peer
+        self.send_buffer = send_buffer
+        self.deadline = deadline
+        self.lock = threading.Lock()
 
 
 def settled(descriptor: int, seconds: float) -> int | None:

@@ -41,8 +41,7 @@ from .sids import (
 ROOT_UID = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """Who asks: a process of the host, by its Unix user and groups.
 
     Attributes:
@@ -57,8 +56,7 @@ class Subject:
     in_others: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Whose fabric it is.
 
     Attributes:

@@ -12,9 +12,8 @@ and one that denies any part of it denies.
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from .sids import Sid, is_of_vms, may_be_a_group
 
@@ -65,8 +64,7 @@ class AclFlag(StrEnum):
     AUTO_INHERITED = "AI"
 
 
-@dataclass(frozen=True, slots=True)
-class Ace:
+class Ace(NamedTuple):
     """One entry of a list (access control entry).
 
     Attributes:
@@ -82,16 +80,14 @@ class Ace:
     flags: frozenset[AceFlag] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Acl:
+class Acl(NamedTuple):
     """A list of entries, in their order (access control list)."""
 
     aces: tuple[Ace, ...] = ()
     flags: frozenset[AclFlag] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A security descriptor.
 
     Attributes:
@@ -110,8 +106,7 @@ class Descriptor:
         return self.dacl is not None and any(is_of_vms(ace.sid) for ace in self.dacl.aces)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What a check found.
 
     Attributes:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from hvsock.addresses import WELL_KNOWN_VMIDS, VmId, parse_vm_id
 from hvsock.constants import VSOCK_CID_HOST, VSOCK_CID_MAX
@@ -33,8 +32,7 @@ class Kind(StrEnum):
     CONTAINER = "container"
 
 
-@dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(NamedTuple):
     """One partition.
 
     Attributes:
@@ -87,7 +85,7 @@ class Tree:
             raise ValueError("the root of the tree is the host, which has no parent")
         if host.id in WELL_KNOWN_VMIDS.values():
             raise ValueError(f"the id {host.id} stands for partitions and is none's own")
-        self.host = host = replace(host, cid=VSOCK_CID_HOST)
+        self.host = host = host._replace(cid=VSOCK_CID_HOST)
         self.changes = 0
         self.resting = deque(resting, RESTING_CIDS)
         self._by_id: dict[VmId, Partition] = {host.id: host}
@@ -151,7 +149,7 @@ class Tree:
         if partition.name.casefold() in self._by_name:
             raise DuplicateError(f"a partition named {partition.name!r} exists already: choose another name")
         if partition.cid == NO_CID:
-            partition = replace(partition, cid=self._free_cid())
+            partition = partition._replace(cid=self._free_cid())
         if not CID_MIN <= partition.cid <= CID_MAX:
             raise UsageError(f"a partition's CID is a number from {CID_MIN} to {CID_MAX}, not {partition.cid}")
         if partition.cid in self._by_cid:

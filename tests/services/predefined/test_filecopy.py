@@ -38,6 +38,7 @@ from hvsock.services.predefined.filecopy.receiving import Limits, Receiver
 from hvsock.services.predefined.filecopy.sending import Progress, Sender
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import EmbeddedFabric, fabric
+from tests.support import sample
 
 SERVICE = ServiceId.from_port(GUEST_SERVICE_INTERFACE.port)
 Tree = dict[bytes, Any]
@@ -186,7 +187,7 @@ def receive(channel: Channel, folder: bytes, mask: int = 0o777, **options: Any) 
 # -- round trips
 
 
-@settings(max_examples=20)
+@settings(max_examples=sample(8, 20))
 @given(trees())
 def test_any_tree_arrives_as_it_was(tree: Tree) -> None:
     with scratch() as folder:
@@ -379,7 +380,7 @@ class Cut(socket.socket):
             self.shutdown(socket.SHUT_RDWR)
 
 
-@settings(max_examples=12)
+@settings(max_examples=sample(6, 12))
 @given(st.integers(1, 4 * RESUME_BYTES))
 def test_a_copy_that_was_cut_goes_on(cut: int) -> None:
     with scratch() as folder:

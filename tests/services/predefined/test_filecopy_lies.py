@@ -48,6 +48,7 @@ from hvsock.services.predefined.filecopy.sending import Sender
 from hvsock.services.predefined.filecopy.walking import MAX_DEPTH
 from hvsock.services.serving import RawService, serve
 from hvsock.testing.fabric import fabric
+from tests.support import sample
 
 SERVICE = ServiceId.from_port(GUEST_SERVICE_INTERFACE.port)
 META = Meta(b"root", 0o644, 0)
@@ -334,7 +335,7 @@ def test_a_part_that_is_something_else(target: Path) -> None:
         place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
-@settings(max_examples=150)
+@settings(max_examples=sample(60, 150))
 @given(
     st.lists(
         st.one_of(

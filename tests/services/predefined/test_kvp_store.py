@@ -132,7 +132,7 @@ def test_replacing_what_is_the_same_changes_nothing(pairs: Store) -> None:
 
 
 def test_kill_9_leaves_all_or_nothing(tmp_path: Path) -> None:
-    for _ in range(sample(3, 100)):
+    for _ in range(sample(2, 100)):
         with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             for _ in range(3):

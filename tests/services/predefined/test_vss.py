@@ -394,9 +394,10 @@ def test_a_mount_that_another_hides_is_left_out_and_said(made: EmbeddedFabric, m
 
 AGENT: Final = """
 import asyncio, sys
-from pathlib import Path
-from tests.services.predefined.test_vss import Machine, Surroundings, GuestVss, Setting, serve
-from tests.cli.helpers import PROGRAM, environment, invoke, invoke_json
+from hvsock.services.agenthood import Surroundings
+from hvsock.services.predefined.vss.guest import GuestVss
+from hvsock.services.predefined.vss.keeping import Setting
+from hvsock.services.serving import serve
 from tests.services.predefined.vss_keeper import FolderKernel
 async def main(partition, folder):
     setting = Setting(f"{folder}/mountinfo", f"{folder}/hooks", 9, KEEPER, FolderKernel(folder))

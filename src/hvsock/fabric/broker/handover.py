@@ -235,7 +235,7 @@ class Handover:
                 self._client.sock.send(established.pack(), socket.MSG_DONTWAIT)
             self._told = True
 
-    def _message(self, grant: Grant[Listener]) -> Courier:
+    def _message(self, grant: Grant[Listener]) -> Courier | DeviceCourier:
         partition = self._client.gate.partition
         peer_vm = view(grant.source_is, partition)
         own_id = ServiceId.from_bytes_le(self._request.token)

@@ -22,8 +22,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import hooks
 from .hooks import FOLDER, HOOK_SECONDS
@@ -38,8 +37,7 @@ _NEVER_KILLED: Final = b"-1000"
 """For /proc/self/oom_score_adj: a machine short of memory ends others first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """What a keeper is started for.
 
     Attributes:
@@ -58,7 +56,7 @@ class Order:
 
     def written(self) -> str:
         """This as a word on the command line."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def read(cls, word: str) -> Order:

@@ -78,13 +78,12 @@ def test_loopback(series: str, tmp_path: Path) -> None:
     """Sockets, the suite, and the service and client that run anywhere; without a device."""
     made = guest_image(series)
     run = Run(str(tmp_path), "loopback")
-    scripts = ["vsock_conformance.py", "vsock_sockets.py", "anywhere.py", *(["vsock_selftest.py"] if SOAK else [])]
+    scripts = ("vsock_conformance.py", "vsock_sockets.py", "anywhere.py", "vsock_selftest.py")
     with started(run, default_guest("loopback", made), made=made, overlay=bring(tmp_path, *scripts)):
         found = results_of(run)
-    if SOAK:
-        selftest = found.pop()
-        assert selftest["bind, listen, connect, accept"] == "passed"
-        assert set(selftest.values()) == {"passed", "not applicable"}, selftest
+    selftest = found.pop()
+    assert selftest["bind, listen, connect, accept"] == "passed"
+    assert set(selftest.values()) == {"passed", "not applicable"}, selftest
     assert found == [
         dict.fromkeys(CONFORMANCE, "passed"),
         dict.fromkeys(vsock_sockets.CHECKS, "passed"),

@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.availability": (*NAMED, "hvsock.fabric.paths", "hvsock.hybrid.listening"),
     "hvsock.kept": (*RULES, "hvsock.fabric.paths", "hvsock.transport", "hvsock.tied"),
     "hvsock.virtio": BASE,
-    "hvsock.windows": RULES,
+    "hvsock.windows": (*RULES, "hvsock.hybrid.profiles", "hvsock.urls"),
     "hvsock.sockets": (
         *WIRE,
         "hvsock.windows",
@@ -120,8 +120,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("hvsock.services.powershell.framing", "hvsock.services.powershell.fragments"),
     ),
     "hvsock.selftest": (
-        *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.windows", "hvsock.sockets", "hvsock"),
-        "hvsock.testing",
+        *(*WIRE, *NAMED, "hvsock.fabric.client", "hvsock.windows", "hvsock.sockets", "hvsock", "hvsock.tied"),
+        *("hvsock.hybrid.listening", "hvsock.testing"),
     ),
     "hvsock.cli": (
         *(*WIRE, "hvsock.fabric.client", *BROKER, "hvsock.sockets", "hvsock", "hvsock.vm", "hvsock._version"),

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         from .sockets.socket import socket
     elif sys.platform == "win32":
         from .sockets.hyperv.aio import open_connection, start_server
-        from .sockets.hyperv.helpers import create_connection, create_server, resolve
+        from .sockets.hyperv.helpers import create_connection, create_server, resolve, wait_for_service
         from .sockets.hyperv.socket import socket
 
 # Loaded on first use, so that `import hvsock` is quick.
@@ -82,6 +82,7 @@ if sys.platform == "win32":
         "open_connection": "sockets.hyperv.aio",
         "resolve": "sockets.hyperv.helpers",
         "start_server": "sockets.hyperv.aio",
+        "wait_for_service": "sockets.hyperv.helpers",
     }
 
 __all__ = [

@@ -19,7 +19,7 @@ from hvsock.errors import StateError
 from hvsock.fabric.broker import counters as module
 from hvsock.fabric.broker.counters import COLUMNS, RESETS, ROW_COUNTERS, Counters
 from hvsock.testing.leaks import leak_check
-from hvsock.topology.decision import Reason
+from hvsock.topology.refusals import Reason
 
 SERVICE = ServiceId.new()
 

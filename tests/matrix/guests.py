@@ -40,6 +40,7 @@ from benchmarks.vm.programs import CRATE, CRATE_VERSION, installed_vhost_device
 from hvsock.hybrid.connecting import connect
 from hvsock.hybrid.listening import listen
 from hvsock.hybrid.profiles import VHOST_DEVICE
+from hvsock.selftest.hybrid import configured
 from hvsock.vm import image
 from hvsock.vm.overlay import overlay
 from hvsock.vm.qemu import DEVICE_SOCKET
@@ -48,7 +49,7 @@ from tests.vm.guest_scripts import agent
 from tests.vm.support import PATIENCE, default_guest, started
 from tests.vm.traffic.world import Asking, Guest, Kind, RemoteSocket, World
 
-from .hybrid import CID, configured, host, hybrid_pair, hybrid_setting
+from .hybrid import CID, host, hybrid_pair, hybrid_setting
 from .in_guest import take
 from .probes import FAILED, WAIT_SECONDS, Lack, Setting, Way, outcome_of, run_probes
 from .streams import run_suite

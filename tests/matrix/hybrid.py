@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket as stdlib
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
-import hvsock
 from hvsock.addresses import (
     HV_GUID_CHILDREN,
     HV_GUID_LOOPBACK,
@@ -22,54 +17,19 @@ from hvsock.addresses import (
     ServiceId,
     VmId,
 )
-from hvsock.config.files import CONFIG_VARIABLE
 from hvsock.sockets.hybrid.socket import socket as hybrid_socket
 
 assert sys.platform == "linux"
 
-from .probes import WAIT_SECONDS, Lack, MakeSocket, Setting, Way
+from .probes import Lack, MakeSocket, Setting, Way
 
 CID: Final = 3
 """Of the VM, in the configuration."""
-NOTICED_SECONDS: Final = 0.02
-"""Pause between two tries of a guest whose host's listener has to be noticed by the server first."""
 
 
 def host(kind: int) -> Any:
     """A socket of the host."""
     return hybrid_socket(type=kind)
-
-
-@contextlib.contextmanager
-def configured(path: str, vm_id: VmId, vmm: str) -> Iterator[None]:
-    """A configuration with one VM, for this process."""
-    before = os.environ.get(CONFIG_VARIABLE)
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(f'[profiles.default.vms.web01]\nid = "{vm_id}"\ncid = {CID}\npath = "{path}"\nvmm = "{vmm}"\n')
-        file.flush()
-        os.environ[CONFIG_VARIABLE] = file.name
-        try:
-            yield
-        finally:
-            os.environ.pop(CONFIG_VARIABLE)
-            if before is not None:
-                os.environ[CONFIG_VARIABLE] = before
-
-
-class PatientSocket(hvsock.socket):
-    """A socket of the fabric that waits until `hvsock hybrid serve` has noticed a listener, 0.1 s at most."""
-
-    def connect(self, address: Any, /) -> None:
-        """As ever; a refusal is believed when it stays."""
-        deadline = time.monotonic() + WAIT_SECONDS / 10
-        while True:
-            try:
-                super().connect(address)
-                return
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(NOTICED_SECONDS)
 
 
 def hybrid_setting(

@@ -31,10 +31,11 @@ from hvsock.testing.fabric import fabric
 assert sys.platform == "linux"
 
 from benchmarks.pairs import MakePair, fabric_pair, throughput
+from hvsock.selftest.hybrid import PatientSocket, configured
 from tests.cli.helpers import PATIENCE, ended, line_of, started
 from tests.windows.winsock import Machine, Windows, windows
 
-from .hybrid import PatientSocket, configured, hybrid_pair, hybrid_setting
+from .hybrid import hybrid_pair, hybrid_setting
 from .probes import MakeSocket, Setting, Way, run_probes
 from .streams import run_suite
 

@@ -10,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import select
 import socket as stdlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from hvsock import (
-    HV_GUID_CHILDREN,
-    HV_GUID_WILDCARD,
     HV_PROTOCOL_RAW,
     HVSOCKET_CONNECT_TIMEOUT,
-    HVSOCKET_CONNECTED_SUSPEND,
-    HVSOCKET_CONTAINER_PASSTHRU,
-    HVSOCKET_HIGH_VTL,
     ServiceId,
     VmId,
 )
-from hvsock.addresses import SERVICE_WILDCARD
+from hvsock.selftest import Ground, connections, ground
+from hvsock.transport import Transport
 
 WAIT_SECONDS: Final = 30.0
 """For one step; a guest under software emulation is slow."""
@@ -184,25 +180,6 @@ def service_guid(setting: Setting) -> None:
         both_ways(near, far)
 
 
-def service_fresh(setting: Setting) -> None:
-    """A bind to zero takes a service of its own."""
-    way = setting.serving_here
-    with way.serving(stdlib.SOCK_STREAM) as one, way.serving(stdlib.SOCK_STREAM) as other:
-        for sock in (one, other):
-            sock.bind((way.bind, SERVICE_WILDCARD))
-        names = [sock.getsockname()[1] for sock in (one, other)]
-        assert SERVICE_WILDCARD not in names
-        assert names[0] != names[1]
-
-
-def destination_wildcard(setting: Setting) -> None:
-    """What takes from many is nowhere to connect to."""
-    service = setting.port_service()
-    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
-        for vm_id in (HV_GUID_WILDCARD, HV_GUID_CHILDREN):
-            refused(errno.EADDRNOTAVAIL, sock.connect, (vm_id, service))
-
-
 def names_of_both_ends(setting: Setting) -> None:
     """getsockname and getpeername, of every way there is, and what accept tells."""
     ways = [one for one in setting.forms.values() if isinstance(one, Way)]
@@ -227,37 +204,6 @@ def names_of_connectors(setting: Setting) -> None:
     with connected(setting.calling_here, setting.port_service()) as (near, far, peer):
         for found in (far.getpeername()[1], peer[1]):
             assert found == near.getsockname()[1], "another service than the connector's own"
-
-
-def select_listening(setting: Setting) -> None:
-    """A listener becomes readable when a connection comes, and only then."""
-    way, service = setting.serving_here, setting.port_service()
-    with listening(way, service) as listener, way.calling(stdlib.SOCK_STREAM) as near:
-        assert not select.select([listener], [], [], 0)[0]
-        near.settimeout(WAIT_SECONDS)
-        near.connect((way.to, service))
-        assert select.select([listener], [], [], WAIT_SECONDS)[0]
-        listener.accept()[0].close()
-        assert not select.select([listener], [], [], 0)[0]
-
-
-def select_connecting(setting: Setting) -> None:
-    """A connect that does not wait makes its socket writable when it is settled, well or not."""
-    way, service = setting.calling_here, setting.port_service()
-    for there in (True, False):
-        with ExitStack() as stack:
-            if there:
-                listener = stack.enter_context(listening(way, service))
-            near = stack.enter_context(way.calling(stdlib.SOCK_STREAM))
-            near.setblocking(False)
-            code = near.connect_ex((way.to, service))
-            assert code in (errno.EINPROGRESS, 0 if there else errno.ECONNREFUSED), errno.errorcode.get(code, code)
-            if code == errno.EINPROGRESS:
-                assert select.select([], [near], [], WAIT_SECONDS)[1]
-                code = near.getsockopt(stdlib.SOL_SOCKET, stdlib.SO_ERROR)
-            assert code == (0 if there else errno.ECONNREFUSED), errno.errorcode.get(code, code)
-            if there:
-                listener.accept()[0].close()
 
 
 def accept_nonblocking(setting: Setting) -> None:
@@ -290,38 +236,6 @@ def option_default(setting: Setting) -> None:
         assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) >= DEFAULT_CONNECT_TIMEOUT
 
 
-def option_connect_timeout(setting: Setting) -> None:
-    """Its largest value, and what is too much."""
-    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
-        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT)
-        assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == MAX_CONNECT_TIMEOUT
-        for much in (MAX_CONNECT_TIMEOUT + 1, -1):
-            refused(errno.EINVAL, sock.setsockopt, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, much)
-        assert sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == MAX_CONNECT_TIMEOUT
-
-
-def _is_a_switch(setting: Setting, option: int) -> None:
-    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
-        for value in (1, 0):
-            sock.setsockopt(HV_PROTOCOL_RAW, option, value)
-            assert sock.getsockopt(HV_PROTOCOL_RAW, option) == value
-
-
-def option_connected_suspend(setting: Setting) -> None:
-    """It is kept."""
-    _is_a_switch(setting, HVSOCKET_CONNECTED_SUSPEND)
-
-
-def option_container_passthru(setting: Setting) -> None:
-    """It is kept."""
-    _is_a_switch(setting, HVSOCKET_CONTAINER_PASSTHRU)
-
-
-def option_high_vtl(setting: Setting) -> None:
-    """It is kept."""
-    _is_a_switch(setting, HVSOCKET_HIGH_VTL)
-
-
 def error_nobody_listens(setting: Setting) -> None:
     """A refusal, after which the same socket may try again."""
     way, service = setting.calling_here, setting.port_service()
@@ -334,39 +248,6 @@ def error_nobody_listens(setting: Setting) -> None:
             with far:
                 far.settimeout(WAIT_SECONDS)
                 both_ways(near, far)
-
-
-def error_unknown_vm(setting: Setting) -> None:
-    """A VmId that is nobody's."""
-    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
-        refused((errno.EHOSTUNREACH, errno.ENETUNREACH), sock.connect, (VmId.new(), setting.port_service()))
-
-
-def error_bound_twice(setting: Setting) -> None:
-    """An address is bound once."""
-    way, service = setting.serving_here, setting.port_service()
-    with listening(way, service), way.serving(stdlib.SOCK_STREAM) as other:
-
-        def bind_and_listen() -> None:  # hybrid sockets know no sooner
-            other.bind((way.bind, service))
-            other.listen()
-
-        refused(errno.EADDRINUSE, bind_and_listen)
-
-
-def error_no_names(setting: Setting) -> None:
-    """A fresh socket has no name, no peer, and nothing to listen on."""
-    with setting.calling_here.calling(stdlib.SOCK_STREAM) as sock:
-        refused(errno.EINVAL, sock.getsockname)
-        refused(errno.ENOTCONN, sock.getpeername)
-        refused(errno.EINVAL, sock.listen)
-
-
-def error_connected_already(setting: Setting) -> None:
-    """A socket connects once."""
-    way, service = setting.calling_here, setting.port_service()
-    with connected(way, service) as (near, _, _):
-        refused(errno.EISCONN, near.connect, (way.to, service))
 
 
 def error_datagram(setting: Setting) -> None:
@@ -384,7 +265,44 @@ def seqpacket_messages(setting: Setting) -> None:
             assert other.recv(99) == b"the second one"
 
 
-Probe = Callable[[Setting], None]
+OF_THE_SELFTEST: Final = {
+    "service_fresh": "bind to a fresh service",
+    "destination_wildcard": "error: connect to a wildcard",
+    "select_listening": "select: a listener",
+    "select_connecting": "select: a connect",
+    "option_connect_timeout": "option HVSOCKET_CONNECT_TIMEOUT",
+    "option_connected_suspend": "option HVSOCKET_CONNECTED_SUSPEND",
+    "option_container_passthru": "option HVSOCKET_CONTAINER_PASSTHRU",
+    "option_high_vtl": "option HVSOCKET_HIGH_VTL",
+    "error_unknown_vm": "error: unknown VM",
+    "error_bound_twice": "error: bound twice",
+    "error_no_names": "error: a fresh socket has no names",
+    "error_connected_already": "error: connected already",
+}
+"""Probes that are checks of `hvsock selftest`, by the checks' names."""
+_CHECKS: Final = {check.name: check for check in connections.CHECKS}
+
+
+def ground_of(setting: Setting) -> Ground:
+    """What the checks of the selftest stand on, of this setting."""
+
+    def way(one: Way) -> ground.Way:
+        calling, serving = (partial(make, stdlib.SOCK_STREAM) for make in (one.calling, one.serving))
+        return ground.Way(calling, serving, one.bind, one.to, WAIT_SECONDS)
+
+    def find_vm(name: str) -> VmId:
+        raise AssertionError("no probe looks for names")
+
+    out, into = way(setting.calling_here), way(setting.serving_here)
+    port = setting.port_service
+    return Ground(Transport.FABRIC, out.calling, None, port, None, {}, find_vm, outwards=out, inwards=into)
+
+
+Probe = Callable[[Setting], object]
+
+
+def _of_selftest(name: str) -> Probe:
+    return lambda setting: _CHECKS[name].function(ground_of(setting))
 
 
 def _of_form(name: str) -> Probe:
@@ -396,26 +314,12 @@ PROBES: Final[Mapping[str, Probe]] = {
     **{
         one.__name__: one
         for one in (
-            *(service_port, service_guid, service_fresh, destination_wildcard, names_of_both_ends),
-            *(
-                names_of_services,
-                names_of_connectors,
-                select_listening,
-                select_connecting,
-                accept_nonblocking,
-                accept_timeout,
-            ),
-            *(
-                option_default,
-                option_connect_timeout,
-                option_connected_suspend,
-                option_container_passthru,
-                option_high_vtl,
-            ),
-            *(error_nobody_listens, error_unknown_vm, error_bound_twice, error_no_names),
-            *(error_connected_already, error_datagram, seqpacket_messages),
+            *(service_port, service_guid, names_of_both_ends, names_of_services, names_of_connectors),
+            *(accept_nonblocking, accept_timeout, option_default, error_nobody_listens),
+            *(error_datagram, seqpacket_messages),
         )
     },
+    **{name: _of_selftest(check) for name, check in OF_THE_SELFTEST.items()},
 }
 """By name, in the order in which they are run."""
 

@@ -28,10 +28,11 @@ from hvsock.addresses import (
     VmId,
 )
 from hvsock.topology.access import Allowed, Owner, Service, Settings, Subject
-from hvsock.topology.decision import Grant, Refusal, Request, Rules
+from hvsock.topology.decision import Grant, Request, Rules
 from hvsock.topology.matching import accepts, match, may_bind
 from hvsock.topology.partitions import Kind, Partition, Tree
 from hvsock.topology.reachability import relation, resolve
+from hvsock.topology.refusals import Refusal
 from tests.support import sample
 
 pytestmark = pytest.mark.soak

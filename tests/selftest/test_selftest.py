@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +20,22 @@ from hvsock import selftest
 from hvsock.addresses import ServiceId, VmId
 from hvsock.cli.commands.selftest import markdown
 from hvsock.errors import NotReadyError, RefusedError
-from hvsock.selftest import Check, Ground, NotApplicable, Outcome, Result, connections, fabric, identity, run
+from hvsock.selftest import (
+    Check,
+    Ground,
+    NotApplicable,
+    Outcome,
+    Result,
+    connections,
+    fabric,
+    hybrid,
+    identity,
+    run,
+)
 from hvsock.transport import Transport
 from hvsock.windows.registry import WindowsRegistry
 from hvsock.windows.vms import Vm
-from tests.cli.helpers import invoke, invoke_json
+from tests.cli.helpers import environment, hvsock, invoke, invoke_json
 from tests.windows.fake_winreg import FakeWinreg
 from tests.windows.proactor import ProactorLoop
 from tests.windows.winsock import Machine, Windows, windows
@@ -89,10 +102,31 @@ def test_no_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["checks"][0]["found"] == "ValueError: /home/USER/x"
 
 
-def test_other_transports_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hybrid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against our own server; asyncio takes the class of the process, so it is left to the test of the program."""
     monkeypatch.setenv("HVSOCK_TRANSPORT", "hybrid")
-    done = invoke("selftest", code=2)
-    assert "the other end is in another machine" in done.stderr
+    few(monkeypatch, *identity.CHECKS, *connections.CHECKS[:-3], *STREAM)
+    before = dict(os.environ)
+    told = invoke_json("selftest")
+    assert (told["ok"], told["transport"]) == (True, "hybrid"), told
+    lacking = {one["name"] for one in told["checks"] if one["result"] == "not applicable"}
+    assert lacking == ONLY_WINDOWS | {connections.BIND_UNREGISTERED}
+    assert dict(os.environ) == before
+
+
+@pytest.mark.soak
+def test_hybrid_sockets_by_the_program() -> None:
+    done = hvsock("selftest", "--report", env=environment(HVSOCK_TRANSPORT="hybrid"), seconds=300)
+    assert b"| asyncio: nobody listens | passed |" in done.stdout
+    assert b"| stream: large\\_duplex | passed |" in done.stdout
+
+
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(NotReadyError, match=r"^hvsock hybrid serve did not start: hvsock: "),
+        hybrid.served("nobody", str(tmp_path), "vm", str(tmp_path)),
+    ):
+        pass
 
 
 def test_what_does_not_end_has_failed() -> None:
@@ -214,7 +248,7 @@ def test_the_command_on_what_calls_itself_windows() -> None:
     failed = [one for one in told["checks"] if one["result"] == "failed"]
     assert (told["transport"], told["ok"], failed) == ("hyperv", True, []), done.stderr
     results = {one["name"]: one["result"] for one in told["checks"]}
-    assert results["loopback: bind, listen, connect, accept"] == "passed"
+    assert results["bind, listen, connect, accept"] == "passed"
     assert results["wildcard bind"] == "not applicable"
     assert results["VMs are found by their names"] == "not applicable"
     assert told["environment"]["transport"] == "hyperv"

@@ -21,9 +21,10 @@ from hvsock.addresses import (
     VmId,
     describe_vm_id,
 )
-from hvsock.topology.decision import Grant, Reason, Refusal
+from hvsock.topology.decision import Grant
 from hvsock.topology.matching import accepts, may_bind
 from hvsock.topology.reachability import Relation, own_view, relation, view
+from hvsock.topology.refusals import Reason, Refusal
 from tests.topology.world import NAMES, UNKNOWN_VM, World, outcome
 
 

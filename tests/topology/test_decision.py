@@ -20,9 +20,10 @@ from hvsock.addresses import (
     describe_vm_id,
 )
 from hvsock.topology.access import Allowed, Service, Settings, Subject
-from hvsock.topology.decision import Grant, Reason, Refusal, Request
+from hvsock.topology.decision import Grant, Request
 from hvsock.topology.partitions import Kind, Partition
 from hvsock.topology.reachability import Relation
+from hvsock.topology.refusals import Reason, Refusal
 from hvsock.topology.sddl import parse_sddl
 from hvsock.topology.sids import vm_sid
 from tests.support import FEW

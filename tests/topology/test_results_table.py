@@ -14,7 +14,8 @@ import pytest
 
 from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, HV_GUID_WILDCARD, ServiceId, VmId
 from hvsock.topology.access import Allowed, Settings, Subject
-from hvsock.topology.decision import Grant, Reason, Refusal
+from hvsock.topology.decision import Grant
+from hvsock.topology.refusals import Reason, Refusal
 from tests.topology.world import ADMIN_GID, OWNER, SEQPACKET, STRANGER, STREAM, World, outcome
 
 OFF = Settings(enabled=False)

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 
 from hvsock.addresses import HV_GUID_WILDCARD, SERVICE_WILDCARD, ServiceId, VmId
 from hvsock.topology.access import Owner, Service, Settings, Subject
-from hvsock.topology.decision import Check, Grant, Refusal, Request, Rules
+from hvsock.topology.decision import Check, Grant, Request, Rules
 from hvsock.topology.partitions import Kind, Partition, Tree
+from hvsock.topology.refusals import Refusal
 
 STREAM, SEQPACKET = int(socket.SOCK_STREAM), int(socket.SOCK_SEQPACKET)
 ECHO = ServiceId("3049197c-facb-11e6-bd58-64006a7986d3")

@@ -87,6 +87,17 @@ def test_loopback(series: str, tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.soak
+def test_selftest(tmp_path: Path) -> None:
+    """`hvsock selftest` within a guest; without a device."""
+    made = guest_image("6.12")
+    run = Run(str(tmp_path), "selftest")
+    with started(run, default_guest("selftest", made), made=made, overlay=bring(tmp_path, "vsock_selftest.py")):
+        (found,) = results_of(run)
+    assert found["bind, listen, connect, accept"] == "passed"
+    assert set(found.values()) == {"passed", "not applicable"}, found
+
+
 @contextmanager
 def echoing(name: str, type: int = stdlib.SOCK_STREAM) -> Iterator[None]:
     """A service of the host that echoes, each connection in a thread."""

@@ -53,6 +53,9 @@ COMMANDS: Final = {
     "demo": Entry(f"{_IN}.demo:demo", "Walk through everything once, in a fabric of its own."),
     "completion": Entry(f"{_IN}.completion:completion", "Print the completion script of a shell."),
 }
+ON_WINDOWS: Final = frozenset(
+    {"doctor", "selftest", "service", "listen", "connect", "integration", "guid", "completion"}
+)
 
 _HELP: Final = """Hyper-V sockets on every machine: services by GUID, sockets by (VmId, ServiceId).
 
@@ -91,7 +94,7 @@ class Root(LazyGroup):
             return self.invoke(context)
 
 
-@click.group(PROGRAM, cls=Root, table=COMMANDS, help=_HELP, epilog=_EPILOG)
+@click.group(PROGRAM, cls=Root, table=COMMANDS, on_windows=ON_WINDOWS, help=_HELP, epilog=_EPILOG)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def cli() -> None:
     """See :data:`_HELP`."""

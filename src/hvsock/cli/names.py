@@ -19,7 +19,10 @@ from hvsock.fabric import paths
 from hvsock.transport import Transport
 
 if TYPE_CHECKING:
-    from hvsock.registry.store import Registry
+    if sys.platform == "win32":
+        from hvsock.windows.host import HostRegistry as Registry
+    else:
+        from hvsock.registry.store import Registry
     from hvsock.topology.partitions import Partition
 
 MAX_COMPLETIONS: Final = 200
@@ -29,7 +32,7 @@ COMPLETION_SECONDS: Final = 0.5
 
 
 def open_registry(*, make: bool = False) -> Registry:
-    """The registry of this fabric; the caller closes it.
+    """The registry of this fabric, or of this Windows; the caller closes it.
 
     Args:
         make: make the fabric's folder and the registry where there are none; only the host does.
@@ -39,6 +42,11 @@ def open_registry(*, make: bool = False) -> Registry:
         RefusedError: the caller may not read it, or is in a guest.
         StateError: it cannot be used.
     """
+    if sys.platform == "win32":
+        transport.chosen()  # says what is wrong with HVSOCK_TRANSPORT
+        from hvsock.windows.host import HostRegistry
+
+        return HostRegistry()
     from hvsock.registry.store import Registry
 
     if transport.chosen() is Transport.VSOCK:
@@ -79,9 +87,14 @@ def vm_id_of(text: str) -> VmId:
     word = text.lower() in WELL_KNOWN_VMIDS
     found = None if word else parse_vm_id(text)
     if word:
-        raise NotFoundError(f"{text} stands for partitions and is none's own name; see: hvsock partition list")
+        where = "Get-VM" if sys.platform == "win32" else "hvsock partition list"
+        raise NotFoundError(f"{text} stands for partitions and is none's own name; see: {where}")
     if found is not None:
         return found
+    if sys.platform == "win32":
+        from hvsock.windows import vms
+
+        return vms.find(text).id
     with contextlib.suppress(NoFabricError, ImportError):
         from hvsock.fabric import client
 
@@ -116,6 +129,12 @@ def _existing(folder: str, text: str) -> str:
 
 def names_by_id() -> dict[str, str]:
     """The names of the partitions by VmId, as far as this process may know them."""
+    if sys.platform == "win32":
+        from hvsock.windows import vms
+
+        with contextlib.suppress(HvsockError):
+            return {str(one.id): one.name for one in vms.by_powershell()}
+        return {}
     with contextlib.suppress(HvsockError, OSError, ImportError):
         from hvsock.fabric import client
 

@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hvsock import names
 from hvsock.addresses import describe_service_id, describe_vm_id
 from hvsock.errors import UsageError
 
 from .output import console_for_errors, size_text
-from .pump import Pump
 
-if sys.platform != "linux":
-    raise ImportError("the fabric needs Linux")
+if sys.platform == "win32":
+    from hvsock.windows import names
+
+    from .pump_threads import INTERRUPT_SECONDS, Pump, execute_over_pipes
+else:
+    from hvsock import names
+
+    from .pump import Pump
 
 if TYPE_CHECKING:
     import socket as _stdlib
 
     from hvsock.addresses import Address
+    from hvsock.sockets.chosen import socket
     from hvsock.sockets.patience import AddressLike
-    from hvsock.sockets.socket import socket
 
 ECHO_BYTES: Final = 256 * 1024
 """Bytes that an echo takes at once: what a connection holds with the kernel's default sizes, and some more."""
@@ -130,16 +134,29 @@ def echo_back(sock: socket) -> None:
 def execute(sock: socket, command: str) -> int:
     """Run `command` by the shell with `sock` as its standard input and output; returns its exit code.
 
-    `sock` is closed here as soon as the command has it, so that the peer sees an end when the command ends.
+    `sock` is closed here as soon as the command has it, so that the peer sees an end when the command ends. On
+    Windows the command has pipes, as programs cannot read such a socket there.
     """
     import subprocess  # here, as most sessions run no command
 
     peer = sock.getpeername()
     environ = {**os.environ, PEER_VMID: str(peer.vm_id), PEER_SERVICE: str(peer.service_id)}
+    if sys.platform == "win32":
+        return execute_over_pipes(sock, command, environ)
     process = subprocess.Popen(command, shell=True, stdin=sock.fileno(), stdout=sock.fileno(), env=environ)
     sock.close()
     code = process.wait()
     return 128 - code if code < 0 else code
+
+
+def accept(server: socket) -> tuple[socket, Address]:
+    """Wait for a connection; on Windows in short pieces, since Ctrl-C does not interrupt an accept there."""
+    if sys.platform == "win32":
+        server.settimeout(INTERRUPT_SECONDS)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return server.accept()
+    return server.accept()
 
 
 def describe(address: Address) -> str:

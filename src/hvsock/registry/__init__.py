@@ -13,16 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .entries import KEEP, MAX_SERVICES, ServiceEntry, ServiceName
+from .merging import Imported
 
 if TYPE_CHECKING:
-    from .store import Imported, Registry
+    from .store import Registry
 
 __all__ = ["KEEP", "MAX_SERVICES", "Imported", "Registry", "ServiceEntry", "ServiceName"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Imported", "Registry"):
-        from . import store
+    if name == "Registry":
+        from .store import Registry
 
-        return getattr(store, name)
+        return Registry
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

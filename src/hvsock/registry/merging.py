@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from hvsock.addresses import ServiceId, VmId
 from hvsock.errors import DuplicateError, RefusedError, UsageError
@@ -20,6 +21,20 @@ from .entries import (
     name_key,
 )
 from .values import rounded_time
+
+
+class Imported(NamedTuple):
+    """What an import did.
+
+    Attributes:
+        added: how many services are new.
+        replaced: how many were there and are different now.
+        unchanged: how many were there just so.
+    """
+
+    added: int
+    replaced: int
+    unchanged: int
 
 
 def checked_import(services: Iterable[ServiceEntry | ServiceName]) -> list[ServiceEntry | ServiceName]:

@@ -34,22 +34,8 @@ from .entries import (
     name_key,
 )
 from .forwards import Forward, check_forward
-from .merging import check_distinct, checked_import, merged, of_vm
+from .merging import Imported, check_distinct, checked_import, merged, of_vm
 from .values import rounded_time
-
-
-class Imported(NamedTuple):
-    """What an import did.
-
-    Attributes:
-        added: how many services are new.
-        replaced: how many were there and are different now.
-        unchanged: how many were there just so.
-    """
-
-    added: int
-    replaced: int
-    unchanged: int
 
 
 class _Snapshot(NamedTuple):

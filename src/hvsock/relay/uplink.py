@@ -29,7 +29,8 @@ from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
-from hvsock.sockets.socket import ANSWER_GRACE_SECONDS, RETRY_SECONDS
+from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
+from hvsock.sockets.socket import RETRY_SECONDS
 from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock
 

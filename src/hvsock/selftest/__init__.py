@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
 from hvsock import transport
-from hvsock.errors import UsageError
 from hvsock.transport import Transport
 
 from . import connections, identity, streams
@@ -18,21 +19,27 @@ CHECKS: tuple[Check, ...] = (*identity.CHECKS, *connections.CHECKS, *streams.CHE
 
 
 def chosen_ground() -> Ground:
-    """The ground of the chosen transport: this Windows, or a fabric of its own. The caller closes it.
+    """The ground of the chosen transport: this Windows, a fabric of its own, its hybrid sockets, or this kernel.
+
+    The caller closes it.
 
     Raises:
-        UsageError: HVSOCK_TRANSPORT names no transport, or one whose other end is in another machine.
+        UsageError: HVSOCK_TRANSPORT names no transport.
+        NotReadyError: the transport cannot be used here; the text says what to do.
     """
     chosen = transport.chosen()
-    if chosen is Transport.HYPERV:
+    if sys.platform == "win32":
         from . import hyperv
 
         return hyperv.ground()
-    if chosen is Transport.FABRIC:
-        from . import fabric
+    if chosen is Transport.VSOCK:
+        from . import vsock
 
-        return fabric.ground()
-    raise UsageError(
-        f"with {transport.TRANSPORT_VARIABLE}={chosen} the other end is in another machine; see: hvsock doctor; "
-        f"{transport.TRANSPORT_VARIABLE}={Transport.FABRIC} checks a fabric"
-    )
+        return vsock.ground()
+    if chosen is Transport.HYBRID:
+        from . import hybrid
+
+        return hybrid.ground()
+    from . import fabric
+
+    return fabric.ground()

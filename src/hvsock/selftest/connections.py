@@ -8,6 +8,8 @@ import errno
 import select
 import socket as _stdlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 from hvsock.addresses import (
@@ -31,13 +33,15 @@ from hvsock.errors import NoFabricError
 from hvsock.testing._harness import require
 
 from .check import Check, NotApplicable, words_of
-from .ground import STEP_SECONDS, Ground, Way, connected, listening
-from .identity import registered
+from .ground import Ground, connected, listening
+from .identity import registered, registry_of
 
 A_MOMENT_SECONDS: Final = 0.02
 """How long is waited for what does not come."""
 ASYNCIO_SECONDS: Final = 20.0
 """Longest that a check of asyncio may take, which has several steps."""
+BOTH_ENDS_OF_ASYNCIO: Final = "asyncio: a server and its clients"
+BIND_UNREGISTERED: Final = "error: bind of a service that is not registered"
 BIG_BYTES: Final = 300_000
 """More than one read of asyncio's gives."""
 
@@ -45,8 +49,9 @@ BIG_BYTES: Final = 300_000
 def _both_ways(near: Any, far: Any) -> None:
     for one, other in ((near, far), (far, near)):
         one.sendall(b"to the other end")
-        with other.makefile("rb") as file:
-            got = file.read(16)
+        got = b""
+        while len(got) < 16 and (piece := other.recv(16 - len(got))):
+            got += piece
         require(got == b"to the other end", f"{got!r} came")
 
 
@@ -65,20 +70,23 @@ def _fails(call: Callable[..., object], *arguments: Any, name: str) -> str:
     return f"{found} (winerror {number})" if number else str(found)
 
 
-def _loopback(ground: Ground) -> str:
-    service = ground.fresh_service()
-    with connected(ground.loopback, service) as (near, far):
+def _connection(ground: Ground) -> str:
+    way, service = ground.calling, ground.fresh_service()
+    with connected(way, service) as (near, far):
         _both_ways(near, far)
-        require(near.getpeername() == (HV_GUID_LOOPBACK, service), f"the peer is {near.getpeername()}")
+        require(near.getpeername() == (way.to, service), f"the peer is {near.getpeername()}")
         require(far.getsockname()[1] == service, f"the accepted end is {far.getsockname()}")
         return f"the ends are {near.getsockname()[0]} and {far.getsockname()[0]}"
 
 
 def _wildcard(ground: Ground) -> None:
-    with registered(ground.registry) as service:
-        way = Way(ground.make, ground.make, HV_GUID_WILDCARD)
-        with connected(way, service) as (near, far):
-            _both_ways(near, far)
+    with ExitStack() as stack:
+        if ground.registry is None:
+            service = ground.fresh_service()
+        else:
+            service = stack.enter_context(registered(ground.registry))
+        way = replace(ground.serving, bind=HV_GUID_WILDCARD)
+        _both_ways(*stack.enter_context(connected(way, service)))
 
 
 def _between(ground: Ground) -> str:
@@ -93,10 +101,11 @@ def _between(ground: Ground) -> str:
 
 
 def _fresh_binds(ground: Ground) -> None:
-    with ground.make() as one, ground.make() as other:
+    way = ground.serving
+    with way.serving() as one, way.serving() as other:
         names = []
         for sock in (one, other):
-            sock.bind((HV_GUID_LOOPBACK, SERVICE_WILDCARD))
+            sock.bind((way.bind, SERVICE_WILDCARD))
             names.append(sock.getsockname()[1])
         require(SERVICE_WILDCARD not in names, "a bind to zero kept the service zero")
         require(names[0] != names[1], "two binds gave one service")
@@ -105,14 +114,14 @@ def _fresh_binds(ground: Ground) -> None:
 def _nobody_listens(ground: Ground) -> str:
     service = ground.fresh_service()
     with ground.make() as near:
-        near.settimeout(STEP_SECONDS)
-        return _fails(near.connect, (HV_GUID_LOOPBACK, service), name="ECONNREFUSED")
+        near.settimeout(ground.calling.seconds)
+        return _fails(near.connect, (ground.calling.to, service), name="ECONNREFUSED")
 
 
 def _wildcard_destinations(ground: Ground) -> str:
     service = ground.fresh_service()
     with ground.make() as near:
-        near.settimeout(STEP_SECONDS)
+        near.settimeout(ground.calling.seconds)
         found = [
             _fails(near.connect, (vm_id, service), name="EADDRNOTAVAIL")
             for vm_id in (HV_GUID_WILDCARD, HV_GUID_CHILDREN)
@@ -123,20 +132,25 @@ def _wildcard_destinations(ground: Ground) -> str:
 def _unknown_vm(ground: Ground) -> str:
     service = ground.fresh_service()
     with ground.make() as near:
-        near.settimeout(STEP_SECONDS)
+        near.settimeout(ground.calling.seconds)
         return _fails(near.connect, (VmId.new(), service), name="ENETUNREACH or EHOSTUNREACH")
 
 
 def _bound_twice(ground: Ground) -> str:
-    service = ground.fresh_service()
-    with listening(ground.loopback, service), ground.make() as other:
-        return _fails(other.bind, (HV_GUID_LOOPBACK, service), name="EADDRINUSE")
+    way, service = ground.serving, ground.fresh_service()
+    with listening(way, service), way.serving() as other:
+
+        def bind_and_listen() -> None:  # hybrid sockets know no sooner
+            other.bind((way.bind, service))
+            other.listen()
+
+        return _fails(bind_and_listen, name="EADDRINUSE")
 
 
 def _unregistered(ground: Ground) -> str:
     """Refused by bind, or by listen; a guest has no registry, and may bind whatever it likes."""
     try:
-        ground.registry.entries()
+        registry_of(ground).entries()
     except NoFabricError as error:
         raise NotApplicable(f"{error}; a guest has none") from None
     with ground.make() as sock:
@@ -157,8 +171,8 @@ def _fresh_socket(ground: Ground) -> None:
 
 def _connected_already(ground: Ground) -> str:
     service = ground.fresh_service()
-    with connected(ground.loopback, service) as (near, _):
-        return _fails(near.connect, (HV_GUID_LOOPBACK, service), name="EISCONN")
+    with connected(ground.calling, service) as (near, _):
+        return _fails(near.connect, (ground.calling.to, service), name="EISCONN")
 
 
 def _connect_timeout(ground: Ground) -> str:
@@ -168,8 +182,11 @@ def _connect_timeout(ground: Ground) -> str:
             require(
                 sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT) == value, "another value is read back"
             )
-        much = HVSOCKET_CONNECT_TIMEOUT_MAX + 1
-        return _fails(sock.setsockopt, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, much, name="EINVAL")
+        for much in (-1, HVSOCKET_CONNECT_TIMEOUT_MAX + 1):
+            found = _fails(sock.setsockopt, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, much, name="EINVAL")
+        kept = sock.getsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT)
+        require(kept == HVSOCKET_CONNECT_TIMEOUT_MAX, "what was refused was set")
+        return found
 
 
 def _switch(option: HvsocketOption) -> Check:
@@ -189,15 +206,15 @@ def _switch(option: HvsocketOption) -> Check:
 
 def _time_outs(ground: Ground) -> None:
     service = ground.fresh_service()
-    with listening(ground.loopback, service) as listener:
+    with listening(ground.serving, service) as listener:
         listener.settimeout(A_MOMENT_SECONDS)
         _times_out(listener.accept)
         listener.setblocking(False)
         _fails(listener.accept, name="EAGAIN or EWOULDBLOCK")
-    with connected(ground.loopback, ground.fresh_service()) as (near, far):
+    with connected(ground.calling, ground.fresh_service()) as (near, far):
         near.settimeout(A_MOMENT_SECONDS)
         _times_out(near.recv, 1)
-        near.settimeout(STEP_SECONDS)
+        near.settimeout(ground.calling.seconds)
         _both_ways(near, far)
 
 
@@ -210,14 +227,13 @@ def _times_out(call: Callable[..., object], *arguments: Any) -> None:
 
 
 def _select_listener(ground: Ground) -> None:
-    service = ground.fresh_service()
-    with listening(ground.loopback, service) as listener, ground.make() as near:
+    way, service = ground.serving, ground.fresh_service()
+    with listening(way, service) as listener, way.calling() as near:
         require(not select.select([listener], [], [], 0)[0], "a listener is readable, and nobody came")
-        near.settimeout(STEP_SECONDS)
-        near.connect((HV_GUID_LOOPBACK, service))
-        require(
-            bool(select.select([listener], [], [], STEP_SECONDS)[0]), "a connection came, and select did not tell"
-        )
+        near.settimeout(ground.calling.seconds)
+        near.connect((way.to, service))
+        readable, _, _ = select.select([listener], [], [], way.seconds)
+        require(bool(readable), "a connection came, and select did not tell")
         listener.accept()[0].close()
 
 
@@ -227,10 +243,12 @@ def _select_connect(ground: Ground) -> str:
         service = ground.fresh_service()
         with _listening_if(there, ground, service) as listener, ground.make() as near:
             near.setblocking(False)
-            code = near.connect_ex((HV_GUID_LOOPBACK, service))
+            code = near.connect_ex((ground.calling.to, service))
             codes.append(errno.errorcode.get(code, str(code)))
             if code == errno.EINPROGRESS:
-                _, writable, odd = select.select([], [near], [near], STEP_SECONDS)  # Windows tells failures as odd
+                _, writable, odd = select.select(
+                    [], [near], [near], ground.calling.seconds
+                )  # Windows tells failures as odd
                 require(bool(writable or odd), "a connect was settled, and select did not tell")
                 code = near.getsockopt(ground.stdlib.SOL_SOCKET, ground.stdlib.SO_ERROR)
             refused = {errno.ECONNREFUSED, getattr(errno, "WSAECONNREFUSED", errno.ECONNREFUSED)}
@@ -245,12 +263,12 @@ def _listening_if(there: bool, ground: Ground, service: ServiceId) -> Iterator[A
     if not there:
         yield None
         return
-    with listening(ground.loopback, service) as listener:
+    with listening(ground.calling, service) as listener:
         yield listener
 
 
 def _half_close(ground: Ground) -> None:
-    with connected(ground.loopback, ground.fresh_service()) as (near, far):
+    with connected(ground.calling, ground.fresh_service()) as (near, far):
         near.sendall(b"a question")
         near.shutdown(_stdlib.SHUT_WR)
         with far.makefile("rb") as file:
@@ -263,7 +281,7 @@ def _half_close(ground: Ground) -> None:
 
 async def _stopped(ground: Ground) -> None:
     server = await ground.aio.start_server(
-        _echo, (HV_GUID_LOOPBACK, ground.fresh_service()), partition=ground.partition
+        _echo, (ground.serving.bind, ground.fresh_service()), partition=ground.partition
     )
     server.close()
     await server.wait_closed()
@@ -311,7 +329,7 @@ def _asyncio(ground: Ground) -> str:
 
 
 async def _refused(ground: Ground) -> None:
-    address = (HV_GUID_LOOPBACK, ground.fresh_service())
+    address = (ground.calling.to, ground.fresh_service())
     try:
         await ground.aio.open_connection(address, partition=ground.partition)
     except ConnectionRefusedError:
@@ -329,7 +347,7 @@ def _asyncio_stopped(ground: Ground) -> None:
 
 
 CHECKS: Final = (
-    Check("loopback: bind, listen, connect, accept", _loopback),
+    Check("bind, listen, connect, accept", _connection),
     Check("wildcard bind", _wildcard),
     Check("between a VM and its host", _between),
     Check("bind to a fresh service", _fresh_binds),
@@ -337,7 +355,7 @@ CHECKS: Final = (
     Check("error: connect to a wildcard", _wildcard_destinations),
     Check("error: unknown VM", _unknown_vm),
     Check("error: bound twice", _bound_twice),
-    Check("error: bind of a service that is not registered", _unregistered),
+    Check(BIND_UNREGISTERED, _unregistered),
     Check("error: a fresh socket has no names", _fresh_socket),
     Check("error: connected already", _connected_already),
     Check("option HVSOCKET_CONNECT_TIMEOUT", _connect_timeout),
@@ -346,7 +364,7 @@ CHECKS: Final = (
     Check("select: a listener", _select_listener),
     Check("select: a connect", _select_connect),
     Check("half-close", _half_close),
-    Check("asyncio: a server and its clients", _asyncio),
+    Check(BOTH_ENDS_OF_ASYNCIO, _asyncio),
     Check("asyncio: nobody listens", _asyncio_refused),
     Check("asyncio: a server that is closed at once", _asyncio_stopped),
 )

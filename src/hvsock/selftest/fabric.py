@@ -51,6 +51,6 @@ def ground() -> Ground:
                 "a VM connects to its host": Way(in_vm, on_host, HV_GUID_CHILDREN, HV_GUID_PARENT),
                 "a host connects to its VM": Way(on_host, in_vm, HV_GUID_PARENT, vm.id),
             },
-            made.host.folder,
+            partition=made.host.folder,
             stack=stack.pop_all(),
         )

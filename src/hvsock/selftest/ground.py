@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, Self
 
 from hvsock.addresses import HV_GUID_LOOPBACK, ServiceId, VmId
 from hvsock.registry import ServiceEntry
+from hvsock.testing import Features
 from hvsock.transport import Transport
 
 STEP_SECONDS: Final = 5.0
@@ -45,12 +46,14 @@ class Way:
         serving: makes one of the partition that listens.
         bind: what the listener is bound to.
         to: what is connected to.
+        seconds: longest that one step may take.
     """
 
     calling: Callable[[], Any]
     serving: Callable[[], Any]
     bind: VmId = HV_GUID_LOOPBACK
     to: VmId = HV_GUID_LOOPBACK
+    seconds: float = STEP_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,15 @@ class Ground:
         transport: which.
         make: makes a socket of this partition.
         aio: has `open_connection` and `start_server`; they take an address, and `partition`.
-        fresh_service: gives a service that a listener on LOOPBACK may have.
-        registry: the services of this machine.
+        fresh_service: gives a service that its listeners may have.
+        registry: the services of this machine; None where the transport has none here.
         vms: the lists of its VMs, by who tells them.
         find_vm: looks the id of a VM up by its name.
         ways: between two partitions of this machine, by name; empty where this process has one alone.
+        outwards: a way whose connecting socket is of this transport; None for a connection to itself.
+        inwards: a way whose listening socket is; None likewise.
+        lacks: why some checks cannot be made on it, by their names.
+        features: what its streams have; None to look at a socket.
         partition: what `aio` takes.
         stdlib: the module socket.
         loop_factory: makes asyncio's loop; None for the default one.
@@ -76,19 +83,28 @@ class Ground:
     make: Callable[[], Any]
     aio: Any
     fresh_service: Callable[[], ServiceId]
-    registry: AnyRegistry
+    registry: AnyRegistry | None
     vms: Mapping[str, Callable[[], list[Any]]]
     find_vm: Callable[[str], VmId]
     ways: Mapping[str, Way] = field(default_factory=dict)
+    outwards: Way | None = None
+    inwards: Way | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    features: Features | None = None
     partition: str | None = None
     stdlib: Any = socket
     loop_factory: Callable[[], Any] | None = None
     stack: ExitStack = field(default_factory=ExitStack)
 
     @property
-    def loopback(self) -> Way:
-        """From this partition to itself."""
-        return Way(self.make, self.make)
+    def calling(self) -> Way:
+        """How this process connects: to itself where it can."""
+        return self.outwards or Way(self.make, self.make)
+
+    @property
+    def serving(self) -> Way:
+        """How this process is connected to: from itself where it can."""
+        return self.inwards or Way(self.make, self.make)
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +119,7 @@ class Ground:
 def listening(way: Way, service: ServiceId) -> Iterator[Any]:
     """A listener, which waits no longer than a step."""
     with way.serving() as listener:
-        listener.settimeout(STEP_SECONDS)
+        listener.settimeout(way.seconds)
         listener.bind((way.bind, service))
         listener.listen()
         yield listener
@@ -115,9 +131,9 @@ def connected(way: Way, service: ServiceId) -> Iterator[tuple[Any, Any]]:
     with ExitStack() as stack:
         with listening(way, service) as listener:
             near = stack.enter_context(way.calling())
-            near.settimeout(STEP_SECONDS)
+            near.settimeout(way.seconds)
             near.connect((way.to, service))
             far, _ = listener.accept()
             stack.enter_context(far)
-            far.settimeout(STEP_SECONDS)
+            far.settimeout(way.seconds)
         yield near, far

@@ -54,9 +54,20 @@ def _constants(ground: Ground) -> str:
     return f"{seen} of {len(NUMBERS) + len(GUIDS)} are in the socket module, and the same"
 
 
+def registry_of(ground: Ground) -> AnyRegistry:
+    """The registry of a ground.
+
+    Raises:
+        NotApplicable: it has none.
+    """
+    if ground.registry is None:
+        raise NotApplicable("this transport has no registry of services: they are numbers, or names of the host's")
+    return ground.registry
+
+
 def _services(ground: Ground) -> str:
     try:
-        return f"{len(ground.registry.entries())} services are registered"
+        return f"{len(registry_of(ground).entries())} services are registered"
     except NoFabricError as error:
         raise NotApplicable(f"{error}; a guest has none") from None
 
@@ -82,13 +93,14 @@ def registered(registry: AnyRegistry) -> Iterator[ServiceId]:
 
 
 def _registering(ground: Ground) -> None:
-    with registered(ground.registry) as service:
-        entry = ground.registry.get(service)
+    registry = registry_of(ground)
+    with registered(registry) as service:
+        entry = registry.get(service)
         if entry is None:
             raise AssertionError("what was registered is not there")
         require(entry.name == f"hvsock selftest {service[:8]}", f"{entry.name} came")
-        require(service in [one.id for one in ground.registry.entries()], "what was registered is not listed")
-    require(ground.registry.get(service) is None, "what was unregistered is still there")
+        require(service in [one.id for one in registry.entries()], "what was registered is not listed")
+    require(registry.get(service) is None, "what was unregistered is still there")
 
 
 def _vm_names(ground: Ground) -> str:
@@ -111,7 +123,7 @@ def _vm_names(ground: Ground) -> str:
                 raise AssertionError(f"{source}'s VM {number} is not found: {type(error).__name__}") from None
             require(right, f"{source}'s VM {number} is found with another id")
     if not told:
-        raise NotApplicable(f"nobody tells of VMs; {'; '.join(reasons)}")
+        raise NotApplicable("; ".join(("nobody tells of VMs", *reasons)))
     return "; ".join((*told, *(f"not asked: {reason}" for reason in reasons)))
 
 

@@ -31,6 +31,8 @@ def _made(ground: Ground, check: Check, seconds: float) -> Outcome:
 
     def body() -> None:
         try:
+            if check.name in ground.lacks:
+                raise NotApplicable(ground.lacks[check.name])
             ends.append((Result.PASSED, check.function(ground) or ""))
         except NotApplicable as reason:
             ends.append((Result.NOT_APPLICABLE, str(reason)))

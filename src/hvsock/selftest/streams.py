@@ -1,4 +1,4 @@
-"""The conformance suite for byte streams over a connection from this partition to itself."""
+"""The conformance suite for byte streams, over connections that this process makes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .ground import STEP_SECONDS, Ground, connected
 
 def _of(name: str) -> Check:
     def function(ground: Ground) -> None:
-        with ground.make() as sock:
-            features = Features.detect(sock)
+        features = ground.features
+        if features is None:
+            with ground.make() as sock:
+                features = Features.detect(sock)
         if lacking := features.lacks(SUITE[name].needs):
             raise NotApplicable(f"the socket has no {', '.join(lacking)}")
         check_stream(
-            lambda: connected(ground.loopback, ground.fresh_service()),
+            lambda: connected(ground.calling, ground.fresh_service()),
             checks=[name],
             features=features,
             wait_seconds=STEP_SECONDS,

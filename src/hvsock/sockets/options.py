@@ -88,8 +88,8 @@ def flags_of(options: Mapping[HvsocketOption, int]) -> Flag:
     return flags
 
 
-def connect_timeout(options: Mapping[HvsocketOption, int]) -> int:
-    """Milliseconds that a connect may take: as was set, else as the configuration says.
+def connect_timeout(options: Mapping[HvsocketOption, int], default: int = HVSOCKET_CONNECT_TIMEOUT_DEFAULT) -> int:
+    """Milliseconds that a connect may take: as was set, else as the configuration says, else the default.
 
     Raises:
         OSError: EINVAL: the configuration cannot be used.
@@ -98,7 +98,7 @@ def connect_timeout(options: Mapping[HvsocketOption, int]) -> int:
     if own:
         return own
     try:
-        return files.settings().connect_timeout or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        return files.settings().connect_timeout or default
     except HvsockError as error:
         raise OSError(errno.EINVAL, str(error)) from None
 

@@ -33,15 +33,14 @@ from hvsock.topology.reachability import own_view
 from . import accepting, connecting, guards, options, sharing
 from .connecting import Pending
 from .guards import MAX_SEQPACKET_BYTES
+from .patience import ANSWER_GRACE_SECONDS
 from .sockaddr import parse_sockaddr
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
-__all__ = ["ANSWER_GRACE_SECONDS", "MAX_SEQPACKET_BYTES", "socket"]
+__all__ = ["MAX_SEQPACKET_BYTES", "socket"]
 
-ANSWER_GRACE_SECONDS: Final = 2.0
-"""How long a blocking connect waits past its time-out for the broker, which keeps that time-out itself."""
 RETRY_SECONDS: Final = 0.005
 """Pause of a blocking connect while the broker's queue is full."""
 

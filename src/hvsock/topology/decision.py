@@ -9,63 +9,25 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from hvsock.addresses import (
     HV_GUID_LOOPBACK,
     HV_GUID_PARENT,
     SERVICE_WILDCARD,
-    WELL_KNOWN_VMIDS,
     ServiceId,
     VmId,
     describe_vm_id,
 )
 from hvsock.constants import VSOCK_PORT_MAX
 
-from .access import Defaults, Opinion, Owner, Service, Settings, Subject, ask, may, token_of_guest, unlisted
+from . import refusals
+from .access import Defaults, Owner, Service, Settings, Subject, ask, may, token_of_guest, unlisted
 from .descriptors import Descriptor
-from .matching import WILDCARD_BINDS, Bound, match, may_bind
+from .matching import Bound, match, may_bind
 from .partitions import Kind, Partition, Tree
-from .reachability import NOT_A_DESTINATION, Relation, leads_out, relation, resolve, view
-
-_WORDS = frozenset(WELL_KNOWN_VMIDS.values())
-
-
-class Reason(Enum):
-    """Why something is refused; the value is the name that counters and JSON use."""
-
-    NOT_A_DESTINATION = "not-a-destination"
-    UNREACHABLE = "unreachable"
-    NOT_BINDABLE = "not-bindable"
-    NOT_REGISTERED = "not-registered"
-    DENIED = "denied"
-    DISABLED = "disabled"
-    NO_LISTENER = "no-listener"
-    NO_PORT = "no-port"
-    WRONG_TYPE = "wrong-type"
-    IN_USE = "in-use"
-    BACKLOG_FULL = "backlog-full"
-    CANCELLED = "cancelled"
-    LISTENER_GONE = "listener-gone"
-    LIMIT = "limit"
-    BAD_REQUEST = "bad-request"
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why something does not go on.
-
-    Attributes:
-        errno: for the caller's socket.
-        reason: for counters.
-        text: for people, one line with what to do about it. It may name other partitions and their
-            bindings, so it is for those on the host; a guest gets no more than the errno.
-    """
-
-    errno: int
-    reason: Reason
-    text: str
+from .reachability import Relation, leads_out, relation, resolve, view
+from .refusals import Reason, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +146,7 @@ class Rules(Generic[L]):
         target = resolve(self.tree, source, request.vm_id, request.passthru)
         how = None if target is None else relation(self.tree, source, target, request.passthru)
         if target is None or how is None:
-            return _fails(steps, question, _nowhere(source, request.vm_id))
+            return _fails(steps, question, refusals.nowhere(source, request.vm_id))
         steps.append(Check(question, f"yes: {target.name!r}, to which {source.name!r} is {how.value}"))
 
         question = "Is the service registered?"
@@ -201,19 +163,20 @@ class Rules(Generic[L]):
                 question = "May this user connect?"
                 opinion = may(settings.connect, request.subject, self.owner)
                 if not opinion.allowed:
-                    refusal = _denied(request.subject, service, "connect to", opinion)
+                    refusal = refusals.denied(request.subject, service, "connect to", opinion)
                     return _fails(steps, question, refusal)
-                steps.append(Check(question, _yes(opinion)))
+                steps.append(Check(question, refusals.yes(opinion)))
             outside = not on_host and how is not Relation.SAME
             for connect in self._about_guests(service, settings, source, target) if outside else ():
                 question = "May this guest connect?"
                 opinion = ask(connect, token_of_guest(self.tree, source))
                 if not opinion.allowed:
-                    return _fails(steps, question, _guest_denied(source, service, opinion))
-                steps.append(Check(question, _yes(opinion)))
+                    return _fails(steps, question, refusals.guest_denied(source, service, opinion))
+                steps.append(Check(question, refusals.yes(opinion)))
             question = "Is the service enabled?"
             if not settings.enabled:
-                return _fails(steps, question, _disabled(service, errno.EINVAL if on_host else errno.ECONNREFUSED))
+                code = errno.EINVAL if on_host else errno.ECONNREFUSED
+                return _fails(steps, question, refusals.disabled(service, code))
             steps.append(Check(question, "yes"))
             if target.kind is Kind.HOST and how is not Relation.SAME:
                 wildcards = settings.wildcard_binds is not False
@@ -221,7 +184,7 @@ class Rules(Generic[L]):
             steps.append(Check(question, "no; a loopback connection does not need it"))
         else:
             code = errno.EACCES if on_host else errno.ECONNREFUSED
-            return _fails(steps, question, _not_registered(service_id, code))
+            return _fails(steps, question, refusals.not_registered(service_id, code))
 
         question = "Does something listen?"
         bound = [one for one in self.listeners.get((target.id, service_id), ()) if not one.device]
@@ -233,11 +196,11 @@ class Rules(Generic[L]):
                 steps.append(Check(question, "yes: the VM's device asks the guest"))
                 question = "Does the guest know a port for it?"
                 if service.port in (None, VSOCK_PORT_MAX):
-                    return _fails(steps, question, _no_port(service))
+                    return _fails(steps, question, refusals.no_port(service))
                 steps.append(Check(question, f"yes: {service.port}"))
                 return Grant(device, target, how, service.port)
         if listener is None:
-            text = _why_none(bound, listening, target, source, view(how, source), wildcards)
+            text = refusals.why_none(bound, listening, target, source, view(how, source), wildcards)
             return _fails(steps, question, Refusal(errno.ECONNREFUSED, Reason.NO_LISTENER, text))
         steps.append(Check(question, f"yes: in {target.name!r}, bound to {describe_vm_id(listener.vm_id)}"))
 
@@ -264,8 +227,8 @@ class Rules(Generic[L]):
             question = "May this user connect?"
             opinion = may(service.settings_for(None).connect, subject, self.owner)
             if not opinion.allowed:
-                return _fails(steps, question, _denied(subject, service, "connect to", opinion))
-            steps.append(Check(question, _yes(opinion)))
+                return _fails(steps, question, refusals.denied(subject, service, "connect to", opinion))
+            steps.append(Check(question, refusals.yes(opinion)))
         return Grant(uplink, self.tree.host, Relation.CHILD, request.service_id.port or 0)
 
     def _one_for_all(self, target: Partition) -> L | None:
@@ -287,11 +250,11 @@ class Rules(Generic[L]):
         if service is None and peer is not None:
             service = self._unlisted(service_id, peer, partition)
         if service is None:
-            return None if vm_id == HV_GUID_LOOPBACK else _not_registered(service_id, errno.EACCES)
+            return None if vm_id == HV_GUID_LOOPBACK else refusals.not_registered(service_id, errno.EACCES)
         if subject is None:
             return None
         opinion = may(self._settings_bound(service, partition, vm_id).bind, subject, self.owner)
-        return None if opinion.allowed else _denied(subject, service, "bind", opinion)
+        return None if opinion.allowed else refusals.denied(subject, service, "bind", opinion)
 
     def bind_fresh(
         self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
@@ -313,7 +276,7 @@ class Rules(Generic[L]):
         if partition.kind is not Kind.HOST or service is None:
             return None
         enabled = self._settings_bound(service, partition, vm_id).enabled
-        return None if enabled else _disabled(service, errno.EINVAL)
+        return None if enabled else refusals.disabled(service, errno.EINVAL)
 
     def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
         """The settings in force for a listener: those between it and the one partition it is bound to, if any."""
@@ -371,75 +334,3 @@ def _through(guest: Partition, other: Partition) -> VmId | None:
 def _fails(steps: list[Check], question: str, refusal: Refusal) -> Refusal:
     steps.append(Check(question, "no", refusal))
     return refusal
-
-
-def _nowhere(source: Partition, vm_id: VmId) -> Refusal:
-    """A word that leads nowhere is no destination; an id is a host out of reach, whether it exists or not."""
-    word = describe_vm_id(vm_id)
-    if vm_id in NOT_A_DESTINATION:
-        text = f"{word} is for listeners only; connect to loopback or a VmId"
-        return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, text)
-    if vm_id in _WORDS:
-        text = f"{word} means no partition in {source.name!r}; connect to loopback or a VmId"
-        return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, text)
-    text = f"{word} is no child of {source.name!r} and in no group with it; check the id, or put both in one group"
-    return Refusal(errno.EHOSTUNREACH, Reason.UNREACHABLE, text)
-
-
-def _not_registered(service_id: ServiceId, code: int) -> Refusal:
-    text = f"{service_id} is not registered; run: hvsock service register NAME --id {service_id}"
-    return Refusal(code, Reason.NOT_REGISTERED, text)
-
-
-def _no_port(service: Service) -> Refusal:
-    text = f"{service.name!r} has no AF_VSOCK port, by which a guest would know it; "
-    text += f"run: hvsock service unregister {service.id}, and: hvsock service register NAME "
-    text += f"--id {service.id} --port-alias PORT"
-    return Refusal(errno.ECONNREFUSED, Reason.NO_PORT, text)
-
-
-def _denied(subject: Subject, service: Service, act: str, opinion: Opinion) -> Refusal:
-    text = f"user {subject.uid} may not {act} {service.name!r}{_because(opinion)}"
-    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
-
-
-def _guest_denied(source: Partition, service: Service, opinion: Opinion) -> Refusal:
-    text = f"{source.name!r} may not connect to {service.name!r}{_because(opinion)}"
-    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
-
-
-def _who_can_allow(service: Service) -> str:
-    return f"its owner can allow it: hvsock service {'access' if service.listed else 'defaults --vm VM'}"
-
-
-def _because(opinion: Opinion) -> str:
-    return f", as {opinion.because}" if opinion.because else ""
-
-
-def _yes(opinion: Opinion) -> str:
-    return f"yes: {opinion.because}" if opinion.because else "yes"
-
-
-def _disabled(service: Service, code: int) -> Refusal:
-    text = f"{service.name!r} is disabled here; run: hvsock service enable {service.id}"
-    return Refusal(code, Reason.DISABLED, text)
-
-
-def _why_none(
-    bound: Sequence[Listening],
-    listening: Sequence[Listening],
-    target: Partition,
-    source: Partition,
-    seen_as: VmId,
-    wildcards: bool,
-) -> str:
-    if not bound:
-        return f"nothing listens to it in {target.name!r}; start its server there"
-    if not listening:
-        return f"a socket in {target.name!r} is bound to it and does not listen; call listen() on it"
-    bindings = ", ".join(sorted(describe_vm_id(listener.vm_id) for listener in listening))
-    text = f"{target.name!r} listens on {bindings}, which does not take {source.name!r}"
-    text += f"; bind to {describe_vm_id(seen_as)}"
-    if not wildcards and any(listener.vm_id in WILDCARD_BINDS for listener in listening):
-        text += ", or allow wildcard binds: hvsock service access"
-    return text

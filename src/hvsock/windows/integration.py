@@ -1,4 +1,4 @@
-"""What is enabled for a VM of this Windows host: guest services by WMI, integration services by cmdlets.
+"""What is enabled for a VM of this Windows host, by WMI.
 
 Windows keeps a policy for a service and a VM in Msvm_GuestCommunicationServiceSettingData, of the namespace
 root\\virtualization\\v2; a service without one follows the VM's default. Only ids that were parsed become part of
@@ -40,44 +40,57 @@ class GuestService(NamedTuple):
     policy: Policy
 
 
-class Component(NamedTuple):
-    """An integration service of a VM.
+class VmPolicy(NamedTuple):
+    """What a VM's policy for a service is.
 
     Attributes:
-        id: Windows' own id of it, whatever the language.
-        name: in the language of the host.
-        enabled: whether the host lets the guest have it.
-        status: in the language of the host; empty where the VM does not run.
+        id: the VM.
+        name: its name.
+        policy: whether the service is enabled for it.
     """
 
-    id: str
+    id: VmId
     name: str
-    enabled: bool
-    status: str
+    policy: Policy
 
 
-_VM: Final = """
+_WMI: Final = """
 $all = @{{ Namespace = 'root\\virtualization\\v2'; ErrorAction = 'Stop' }}
 $realized = 'Microsoft:Hyper-V:System:Realized'
+"""
+_VM: Final = (
+    _WMI
+    + """
 $vm = Get-WmiObject @all -Class Msvm_VirtualSystemSettingData -Filter "VirtualSystemIdentifier='{vm}' AND VirtualSystemType='$realized'"
 if (-not $vm) {{ return @{{ unknown = $true }} }}
 $settings = @($vm.GetRelated('Msvm_GuestCommunicationServiceSettingData'))
 """  # noqa: E501 - one line of PowerShell
+)
 _LIST: Final = _VM + "$settings | ForEach-Object {{ @{{ id = $_.Name; policy = [int]$_.EnabledStatePolicy }} }}"
-_SET: Final = (
+_ALL: Final = (
+    _WMI
+    + """
+Get-WmiObject @all -Class Msvm_VirtualSystemSettingData -Filter "VirtualSystemType='$realized'" | ForEach-Object {{
+    $vm = $_
+    $vm.GetRelated('Msvm_GuestCommunicationServiceSettingData') | Where-Object {{ $_.Name -eq '{service}' }} |
+        ForEach-Object {{
+            @{{
+                id = [string]$vm.VirtualSystemIdentifier
+                name = [string]$vm.ElementName
+                policy = [int]$_.EnabledStatePolicy
+            }}
+        }}
+}}
+"""
+)
+_ONE: Final = (
     _VM
     + """
 $manager = Get-WmiObject @all -Class Msvm_VirtualSystemManagementService
 $one = $settings | Where-Object {{ $_.Name -eq '{service}' }} | Select-Object -First 1
-if ($one) {{
-    $one.EnabledStatePolicy = [uint16]{policy}
-    $done = $manager.ModifyGuestServiceSettings(@($one.GetText(1)))
-}} else {{
-    $one = ([wmiclass]'root\\virtualization\\v2:Msvm_GuestCommunicationServiceSettingData').CreateInstance()
-    $one.Name = '{service}'
-    $one.EnabledStatePolicy = [uint16]{policy}
-    $done = $manager.AddGuestServiceSettings($vm.Path.Path, @($one.GetText(1)))
-}}
+"""
+)
+_DONE: Final = """
 $code = [int]$done.ReturnValue
 $why = ''
 if ($code -eq 4096) {{
@@ -87,14 +100,29 @@ if ($code -eq 4096) {{
 }}
 @{{ code = $code; why = $why }}
 """
-)
-_COMPONENTS: Final = """
-$vm = Get-VM | Where-Object {{ $_.Id.ToString() -eq '{vm}' }}
-if (-not $vm) {{ return @{{ unknown = $true }} }}
-$vm | Get-VMIntegrationService | ForEach-Object {{
-    @{{ id = [string]$_.Id; name = $_.Name; enabled = $_.Enabled; status = [string]$_.PrimaryStatusDescription }}
+_SET: Final = (
+    _ONE
+    + """
+if ($one) {{
+    $one.EnabledStatePolicy = [uint16]{policy}
+    $done = $manager.ModifyGuestServiceSettings(@($one.GetText(1)))
+}} else {{
+    $one = ([wmiclass]'root\\virtualization\\v2:Msvm_GuestCommunicationServiceSettingData').CreateInstance()
+    $one.Name = '{service}'
+    $one.EnabledStatePolicy = [uint16]{policy}
+    $done = $manager.AddGuestServiceSettings($vm.Path.Path, @($one.GetText(1)))
 }}
 """
+    + _DONE
+)
+_REMOVE: Final = (
+    _ONE
+    + """
+if (-not $one) {{ return @{{ code = 0; why = '' }} }}
+$done = $manager.RemoveGuestServiceSettings(@($one.Path.Path))
+"""
+    + _DONE
+)
 
 _DENIED: Final = frozenset({32769})
 _BUSY: Final = frozenset({5, 32774, 32775})
@@ -109,7 +137,7 @@ def guest_services(vm: VmId, ask: Ask = powershell.ask) -> list[GuestService]:
         NotReadyError, RefusedError, RemoteError: as :func:`hvsock.windows.powershell.ask` says.
     """
     found = []
-    for one in _known(vm, ask(_LIST.format(vm=str(vm).upper()))):
+    for one in known(vm, ask(_LIST.format(vm=str(vm).upper()))):
         try:
             found.append(GuestService(ServiceId(one["id"].strip("{}")), Policy(_number(one["policy"]))))
         except (LookupError, TypeError, AttributeError, ValueError):
@@ -128,8 +156,36 @@ def set_guest_service(vm: VmId, service: ServiceId, policy: Policy, ask: Ask = p
         NotReadyError: the VM is in a state in which that cannot be done; or as :func:`hvsock.windows.powershell.ask` says.
         RemoteError: it failed in another way.
     """  # noqa: E501 - a reference
-    script = _SET.format(vm=str(vm).upper(), service=str(service), policy=int(policy))
-    answer = _known(vm, ask(script))
+    _change(vm, ask(_SET.format(vm=str(vm).upper(), service=str(service), policy=int(policy))))
+
+
+def remove_guest_service(vm: VmId, service: ServiceId, ask: Ask = powershell.ask) -> None:
+    """Take back what was said of a service for one VM, so that its default holds; done when this returns.
+
+    Raises:
+        NotFoundError, RefusedError, NotReadyError, RemoteError: as :func:`set_guest_service` says.
+    """
+    _change(vm, ask(_REMOVE.format(vm=str(vm).upper(), service=str(service))))
+
+
+def policies_of(service: ServiceId, ask: Ask = powershell.ask) -> list[VmPolicy]:
+    """The VMs that have a policy for a service.
+
+    Raises:
+        NotReadyError, RefusedError, RemoteError: as :func:`hvsock.windows.powershell.ask` says.
+    """
+    found = []
+    for one in ask(_ALL.format(service=str(service))):
+        try:
+            found.append(VmPolicy(VmId(one["id"]), text(one["name"]), Policy(_number(one["policy"]))))
+        except (LookupError, TypeError, AttributeError, ValueError):
+            raise RemoteError(f"WMI told of something that is no VM's policy: {quoted(str(one))}") from None
+    return found
+
+
+def _change(vm: VmId, found: list[Any]) -> None:
+    """Hold that a change was made, by what its script said."""
+    answer = known(vm, found)
     try:
         (one,) = answer
         code, why = _number(one["code"]), one["why"]
@@ -137,39 +193,35 @@ def set_guest_service(vm: VmId, service: ServiceId, policy: Policy, ask: Ask = p
         raise RemoteError(f"WMI answered something else: {quoted(str(answer))}") from None
     if code == 0:
         return
-    text = (
-        f"Windows did not change the service for this VM: {quoted(str(why)) if why else 'no reason'} (code {code})"
-    )
+    said = quoted(str(why)) if why else "no reason"
+    failure = f"Windows did not change the service for this VM: {said} (code {code})"
     if code in _DENIED:
-        raise RefusedError(f"{text}; run this in an elevated prompt")
+        raise RefusedError(f"{failure}; run this in an elevated prompt")
     if code in _BUSY:
-        raise NotReadyError(f"{text}; try again when the VM is off or runs")
-    raise RemoteError(text)
+        raise NotReadyError(f"{failure}; try again when the VM is off or runs")
+    raise RemoteError(failure)
 
 
-def components(vm: VmId, ask: Ask = powershell.ask) -> list[Component]:
-    """The integration services of a VM, as Get-VMIntegrationService tells.
+def known(vm: VmId, found: list[Any]) -> list[Any]:
+    """What a script about a VM found.
 
     Raises:
         NotFoundError: this host has no such VM, or not for this user.
-        NotReadyError, RefusedError, RemoteError: as :func:`hvsock.windows.powershell.ask` says.
     """
-    found = []
-    for one in _known(vm, ask(_COMPONENTS.format(vm=str(vm).lower()))):
-        try:
-            component = Component(one["id"], one["name"], one["enabled"], one["status"])
-        except (LookupError, TypeError):
-            component = None
-        if component is None or [type(value) for value in component] != [str, str, bool, str]:
-            raise RemoteError(f"Get-VMIntegrationService told of something that is none: {quoted(str(one))}")
-        found.append(component)
-    return found
-
-
-def _known(vm: VmId, found: list[Any]) -> list[Any]:
     if found == [{"unknown": True}]:
         raise NotFoundError(f"this host has no VM {vm} (who is not elevated, sees none): see Get-VM")
     return found
+
+
+def text(value: object) -> str:
+    """A value of JSON that is text.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 def _number(value: object) -> int:

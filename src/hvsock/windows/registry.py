@@ -180,18 +180,12 @@ class WindowsRegistry:
                 raise DuplicateError(f"the name {entry.name!r} is in use, by {entry.id}")
         if len(entries) >= MAX_SERVICES:
             raise UsageError(f"there are {MAX_SERVICES} services; unregister some first")
-        registry = self._winreg
-        access = registry.KEY_READ | registry.KEY_WRITE
         try:
-            with (
-                self._open(access) as root,
-                registry.CreateKeyEx(root, str(service_id), 0, self._access(access)) as key,
-            ):
-                self._check_unnamed(key, service_id)
-                registry.SetValueEx(key, ELEMENT_NAME, 0, registry.REG_SZ, name)
+            with self._open_to_change() as root:
+                self._write(root, service_id, name)
         except PermissionError:
             made = f"New-Item '{_key_of(service_id)}' -Force"
-            raise _not_elevated(f"({made}).SetValue('{ELEMENT_NAME}', {single_quoted(name)})") from None
+            raise not_elevated(f"({made}).SetValue('{ELEMENT_NAME}', {single_quoted(name)})") from None
         found = self.get(service_id)
         if found is None:
             raise NotFoundError(f"{service_id} was unregistered as soon as it was registered")
@@ -214,12 +208,11 @@ class WindowsRegistry:
         entry = self.find(key)
         if entry.inbox:
             raise RefusedError(f"{entry.name!r} is Windows' own, for PowerShell Direct, and stays registered")
-        registry = self._winreg
         try:
-            with self._open(registry.KEY_READ | registry.KEY_WRITE) as root:
-                registry.DeleteKeyEx(root, self._name_of(root, entry.id), registry.KEY_WOW64_64KEY, 0)
+            with self._open_to_change() as root:
+                self._delete(root, entry.id)
         except PermissionError:
-            raise _not_elevated(f"Remove-Item '{_key_of(entry.id)}'") from None
+            raise not_elevated(f"Remove-Item '{_key_of(entry.id)}'") from None
         except FileNotFoundError:
             raise NotFoundError(f"{entry.name!r} was unregistered by somebody else meanwhile") from None
         return entry
@@ -240,6 +233,27 @@ class WindowsRegistry:
                 "this Windows has no registry of services; switch Hyper-V on, as administrator: "
                 "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V-All"
             ) from None
+
+    def _open_to_change(self) -> AbstractContextManager[Any]:
+        """The key, for changes.
+
+        Raises:
+            PermissionError: this process is not elevated.
+            NoFabricError: there is no such key, as Hyper-V is not there.
+        """
+        return self._open(self._winreg.KEY_READ | self._winreg.KEY_WRITE)
+
+    def _write(self, root: Any, service_id: ServiceId, name: str, *, replace: bool = False) -> None:
+        """Give a service its name, and a key where it has none; a name that is there stays, unless `replace`."""
+        registry = self._winreg
+        access = self._access(registry.KEY_READ | registry.KEY_WRITE)
+        with registry.CreateKeyEx(root, str(service_id), 0, access) as key:
+            if not replace:
+                self._check_unnamed(key, service_id)
+            registry.SetValueEx(key, ELEMENT_NAME, 0, registry.REG_SZ, name)
+
+    def _delete(self, root: Any, service_id: ServiceId) -> None:
+        self._winreg.DeleteKeyEx(root, self._name_of(root, service_id), self._winreg.KEY_WOW64_64KEY, 0)
 
     def _check_unnamed(self, key: Any, service_id: ServiceId) -> None:
         """Hold that nobody was faster, and that no name is lost that this registry would not take."""
@@ -296,7 +310,8 @@ def _key_of(service_id: ServiceId) -> str:
     return f"HKLM:\\{GUEST_COMMUNICATION_SERVICES}\\{service_id}"
 
 
-def _not_elevated(command: str) -> RefusedError:
+def not_elevated(command: str) -> RefusedError:
+    """What somebody is told who may not change the services, with the command that would."""
     return RefusedError(
         "only administrators may change the services of this host; in an elevated prompt "
         f"(Start-Process powershell -Verb RunAs) run: {command}"

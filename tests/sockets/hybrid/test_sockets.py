@@ -107,6 +107,15 @@ class TestConnect:
                 sock.send(b"x")
             assert caught.value.errno in (errno.ENOTCONN, errno.EPIPE)
 
+    def test_a_configuration_that_cannot_be_used(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever uses sockets expects an OSError, of the constructor too."""
+        file = folder / "config.toml"
+        file.write_text("[profiles.default]\nvmm = 'none such'", encoding="utf-8")
+        monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+        with pytest.raises(OSError, match=r"profiles\.default\.vmm") as caught:
+            socket()
+        assert caught.value.errno == errno.EINVAL
+
     def test_it_can_connect_again_after_a_failure(self, folder: Path, configure: Configure) -> None:
         configure()
         with socket() as sock:

@@ -112,6 +112,8 @@ def _partition() -> Answer:
 
 @asks("Can the registry be read?", cure="start the fabric with: hvsock up; or register a first service")
 def _registry() -> Answer:
+    if sys.platform == "win32":
+        raise AssertionError("the fabric needs Linux")
     from hvsock.cli.names import open_registry
 
     with open_registry() as registry:

@@ -24,12 +24,7 @@ from hvsock.cli.sessions import (
     shown,
 )
 from hvsock.sockets.chosen import class_for, socket
-from hvsock.sockets.helpers import wait_for_service
-from hvsock.sockets.patience import AddressLike
-from hvsock.sockets.socket import ANSWER_GRACE_SECONDS
-
-if sys.platform != "linux":
-    raise ImportError("the fabric needs Linux")
+from hvsock.sockets.patience import ANSWER_GRACE_SECONDS, AddressLike, connect_patiently
 
 STANDARD_INPUT: Final = 0
 
@@ -70,9 +65,7 @@ def connect(
     """
     check_session(command, echo, progress)
     target = address_of(address, service)
-    if wait is not None:
-        _wait(target, wait)
-    with _connected(target, timeout) as sock:
+    with _connected(target, timeout, wait) as sock:
         if verbose:
             say(f"connected to {describe(sock.getpeername())}")
         if command is not None:
@@ -84,24 +77,53 @@ def connect(
     return ExitCode.OK
 
 
-def _wait(target: AddressLike, seconds: float) -> None:
+def _connected(target: AddressLike, timeout: float | None, wait: float | None) -> socket:
+    if wait is None:
+        return _connect(target, timeout)
     waiting: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if os.isatty(sys.stderr.fileno()):
         waiting = console_for_errors().status(f"waiting for {shown(target)}", spinner="line")
     with waiting:
-        wait_for_service(target, seconds)
+        if not _has_broker(target):  # trying is all that there is, and the try that succeeds is the connection
+            sock = connect_patiently(
+                lambda: _made(target, timeout), lambda: hvsock.resolve(target), wait, retry=True
+            )
+            sock.settimeout(None)
+            return sock
+        hvsock.wait_for_service(target, wait)
+    return _connect(target, timeout)
 
 
-def _connected(target: AddressLike, timeout: float | None) -> socket:
+def _has_broker(target: AddressLike) -> bool:
+    """Whether somebody can be asked for the service."""
+    if sys.platform == "win32":
+        return False
+    from hvsock import names, urls
+
+    return names.has_broker() and not urls.is_hybrid(target)
+
+
+def _connect(target: AddressLike, timeout: float | None) -> socket:
     found = hvsock.resolve(target)
+    sock = _made(target, timeout)
+    try:
+        if timeout is not None:
+            sock.settimeout(timeout + ANSWER_GRACE_SECONDS)
+        sock.connect(found)
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _made(target: AddressLike, timeout: float | None) -> socket:
+    """A socket whose connect may take that long."""
     sock = class_for(target)()
     try:
         if timeout is not None:
             milliseconds = max(1, round(timeout * 1000))
             sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, milliseconds)
-            sock.settimeout(timeout + ANSWER_GRACE_SECONDS)
-        sock.connect(found)
-        sock.settimeout(None)
     except BaseException:
         sock.close()
         raise

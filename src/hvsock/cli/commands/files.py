@@ -65,6 +65,10 @@ def _dump(form: str, entries: Sequence[Any], defaults: Any, inbox: bool, vm_id: 
 
         return dump_powershell(entries, inbox=inbox)
     if form == "hcs":
+        if sys.platform == "win32":
+            from hvsock.windows.host import NO_ACCESS
+
+            raise UsageError(NO_ACCESS)
         from hvsock.registry.formats.hcs import dump_hcs
 
         return dump_hcs(entries, defaults, vm_id, inbox=inbox)
@@ -118,7 +122,16 @@ def import_(file: str, form: str, replace: bool, vm: str | None, as_json: bool) 
         raise click.UsageError("--vm is for HCS documents; the other formats hold all VMs")
     notes: Sequence[str] = ()
     with open_registry(make=True) as registry:
-        if form == "hcs":
+        if sys.platform == "win32":
+            from hvsock.windows.host import NO_ACCESS, names_of
+
+            if form == "hcs":
+                raise UsageError(NO_ACCESS)
+            services, _, passed_over = _load(form, data)
+            names, left_out = names_of(services)
+            notes = [*passed_over, *left_out]
+            done = registry.import_entries(names, replace)
+        elif form == "hcs":
             from hvsock.registry.formats.hcs import load_hcs
 
             found = load_hcs(data, for_all=vm is None)

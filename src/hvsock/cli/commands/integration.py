@@ -16,8 +16,8 @@ from hvsock.cli.output import Column, Table, json_option, print_json, print_tabl
 from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
 from hvsock.errors import HvsockError, NotFoundError
 
-if sys.platform != "linux":
-    raise ImportError("the fabric needs Linux")
+if sys.platform == "win32":
+    from . import integration_windows
 
 _HERE: Final = "hvsock.cli.commands.integration"
 COMMANDS: Final = {
@@ -34,7 +34,7 @@ def integration() -> None:
     """Integration services: what Get-, Enable- and Disable-VMIntegrationService are on Windows.
 
     Enabled is the host's policy for each VM; the status is what was observed. A service runs where both the host
-    has it enabled and the guest's agent serves it.
+    has it enabled and the guest's agent serves it. On Windows these are Hyper-V's own services, by those cmdlets.
     """
 
 
@@ -43,7 +43,10 @@ def integration() -> None:
 @json_option
 def list_(vms: tuple[str, ...], as_json: bool) -> None:
     """List the integration services of VMs."""
-    rows = [row for found in asyncio.run(_all([(vm, vm_id_of(vm)) for vm in vms])) for row in found]
+    if sys.platform == "win32":
+        rows = integration_windows.rows_of(vms)
+    else:
+        rows = [row for found in asyncio.run(_all([(vm, vm_id_of(vm)) for vm in vms])) for row in found]
     if as_json:
         print_json(rows)
         return
@@ -70,6 +73,8 @@ async def _all(vms: list[tuple[str, VmId]]) -> list[list[dict[str, Any]]]:
 
 async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
     """The rows of one VM."""
+    if sys.platform == "win32":
+        raise AssertionError("hvsock's agent needs Linux")
     from hvsock.services.agent import GuestAgent, Question, Running
     from hvsock.services.connecting import connect
 
@@ -133,15 +138,19 @@ def disable(vm: str, name: str, as_json: bool) -> None:
 
 
 def _set(vm: str, name: str, enabled: bool, as_json: bool) -> None:
-    service = _find(name)
-    service_id = ServiceId.from_port(service.port)
-    vm_id = vm_id_of(vm)
-    with open_registry() as registry:
-        registry.set_enabled(service_id, enabled, vm_id)
+    if sys.platform == "win32":
+        component = integration_windows.switch(vm, name, enabled)
+        found, found_id = component.name, component.id
+    else:
+        service = _find(name)
+        found, found_id = service.name, str(ServiceId.from_port(service.port))
+        vm_id = vm_id_of(vm)
+        with open_registry() as registry:
+            registry.set_enabled(found_id, enabled, vm_id)
     if as_json:
-        print_json({"vm": vm, "name": service.name, "id": service_id, "enabled": enabled})
+        print_json({"vm": vm, "name": found, "id": found_id, "enabled": enabled})
     elif to_terminal():
-        click.echo(f"{service.name} is {'enabled' if enabled else 'disabled'} for {vm}")
+        click.echo(f"{found} is {'enabled' if enabled else 'disabled'} for {vm}")
 
 
 def _find(name: str) -> IntegrationService:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
 import click
 
+import hvsock
 from hvsock.addresses import Address
 from hvsock.cli.names import complete_addresses, complete_services
 from hvsock.cli.outcome import ExitCode, say, text_of
-from hvsock.cli.sessions import address_of, check_session, describe, echo_back, execute, pipe, session_options
+from hvsock.cli.sessions import (
+    accept,
+    address_of,
+    check_session,
+    describe,
+    echo_back,
+    execute,
+    pipe,
+    session_options,
+)
 from hvsock.errors import HvsockError
-from hvsock.sockets.helpers import create_server
-from hvsock.sockets.socket import socket
-
-if sys.platform != "linux":
-    raise ImportError("the fabric needs Linux")
+from hvsock.sockets.chosen import socket
 
 STANDARD_INPUT: Final = 0
 MAX_AT_ONCE: Final = 64
@@ -59,7 +64,7 @@ def listen(
     --echo they are served at once. A command finds HVSOCK_PEER_VMID and HVSOCK_PEER_SERVICE in its environment.
     """
     check_session(command, echo, progress)
-    with create_server(address_of(address, service)) as server:
+    with hvsock.create_server(address_of(address, service)) as server:
         if verbose:
             say(f"listening on {describe(server.getsockname())}")
         if command is not None:
@@ -74,7 +79,7 @@ def listen(
 def _serve_in_turn(server: socket, once: bool, progress: bool, verbose: bool) -> None:
     source: int | None = STANDARD_INPUT
     while True:
-        sock, peer = server.accept()
+        sock, peer = accept(server)
         with sock:
             if verbose:
                 say(f"{describe(peer)} is connected")
@@ -94,7 +99,7 @@ def _serve_at_once(
 ) -> None:
     """Serve each connection in a thread of its own, `at_once` of them at most."""
     if once:
-        sock, peer = server.accept()
+        sock, peer = accept(server)
         if verbose:
             say(f"{describe(peer)} is connected")
         with sock:
@@ -113,7 +118,7 @@ def _serve_at_once(
 
     while True:
         places.acquire()
-        sock, peer = server.accept()
+        sock, peer = accept(server)
         if verbose:
             say(f"{describe(peer)} is connected")
         threading.Thread(target=work, args=(sock, peer), name="hvsock-session", daemon=True).start()

@@ -24,11 +24,11 @@ _COLOURS = {"passed": "green", "failed": "red", "not applicable": "yellow"}
 def selftest(as_report: bool, as_json: bool) -> int:
     """Check the chosen transport of this machine from end to end.
 
-    On Linux that is done in a fabric of its own, which needs nothing and leaves nothing behind; on Windows, with
-    the sockets of this host or guest. There a service of a random GUID is registered for a moment, where this
-    process is elevated. With the transports vsock and hybrid the other end is in another machine, and nothing is
-    checked. The exit code is 1 where something failed. --report has what `hvsock doctor --report` has,
-    too: no user, machine or VM by name.
+    On Linux that is done in a fabric of its own, which needs nothing and leaves nothing behind; with the transport
+    hybrid, by the hybrid sockets of a VM of such a fabric, which hvsock hybrid serve shows; with vsock, within
+    this machine (the kernel module vsock_loopback); on Windows, with the sockets of this host or guest. There a
+    service of a random GUID is registered for a moment, where this process is elevated. The exit code is 1 where
+    something failed. --report has what `hvsock doctor --report` has, too: no user, machine or VM by name.
     """
     from hvsock import selftest as library
     from hvsock.cli.checks import report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 import click
@@ -33,9 +34,10 @@ COMMANDS: Final = {
     "new": Entry(f"{_CODE}:new", "Write a service of one's own to begin with."),
     "serve": Entry(f"{_CODE}:serve", "Serve a service of a Python module."),
 }
+ON_WINDOWS: Final = frozenset({"register", "unregister", "list", "show", "enable", "disable", "export", "import"})
 
 
-@click.group(cls=LazyGroup, table=COMMANDS)
+@click.group(cls=LazyGroup, table=COMMANDS, on_windows=ON_WINDOWS)
 def service() -> None:
     """The registry of services: what GuestCommunicationServices is on Windows.
 
@@ -117,6 +119,8 @@ def forward(key: str, target: str | None, nowhere: bool, as_json: bool) -> None:
     if (target is None) is not nowhere:
         raise click.UsageError("give either a TARGET or --none")
     where = None if target is None else parse_forward(target)
+    if sys.platform == "win32":
+        raise AssertionError("the table of commands has it on Linux alone")
     with open_registry() as registry:
         entry = registry.set_forward(key, where)
         defaults = registry.defaults()
@@ -152,8 +156,16 @@ def list_(as_json: bool) -> None:
         return
     with open_registry() as registry:
         entries, defaults = registry.entries(), registry.defaults()
+        if sys.platform == "win32":
+            for line in registry.oddities():
+                say(line)
     if as_json:
         print_json([entry_value(entry, defaults) for entry in entries])
+        return
+    if defaults is None:
+        columns = [Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("IN-BOX")]
+        facts = [(one.name, one.id, _port(one.port), "yes" if one.inbox else "no") for one in entries]
+        print_table(Table(columns, facts))
         return
     columns = [Column("NAME", fold=True), Column("ID"), Column("PORT", right=True), Column("STATE")]
     if any(one.forward is not None for one in entries):
@@ -200,6 +212,11 @@ def show(key: str, as_json: bool) -> None:
     """Show everything about one service, with its settings for single VMs."""
     with open_registry() as registry:
         entry, defaults = registry.find(key), registry.defaults()
+        if sys.platform == "win32":
+            from . import service_windows
+
+            service_windows.show(registry, entry, as_json)
+            return
     print_entry(entry, defaults, as_json)
 
 
@@ -250,13 +267,12 @@ def entry_value(entry: Any, defaults: Any) -> dict[str, Any]:
 
     Args:
         entry: the service.
-        defaults: those of the registry.
+        defaults: those of the registry; None where it has none, as on Windows, where nobody is told what holds.
     """
     from hvsock.registry.formats.jsonfile import entry_to_value
     from hvsock.registry.values import settings_to_value
 
-    return {
-        **entry_to_value(entry),
-        "port": entry.port,
-        "effective": settings_to_value(entry.service(defaults).settings_for(None)),
-    }
+    value = {**entry_to_value(entry), "port": entry.port}
+    if defaults is not None:
+        value["effective"] = settings_to_value(entry.service(defaults).settings_for(None))
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -15,6 +16,9 @@ from hvsock.cli.commands.settings import (
 )
 from hvsock.cli.names import describe_access, names_by_id, open_registry, vm_id_of
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table
+
+if sys.platform == "win32":
+    raise ImportError("Windows' registry has no defaults")
 
 
 @click.command()

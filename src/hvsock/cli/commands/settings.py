@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,8 @@ def _set_enabled(key: str, vm: str | None, enabled: bool | None, as_json: bool) 
         defaults = registry.defaults()
     if as_json:
         print_json(entry_value(entry, defaults))
+    elif to_terminal() and enabled is None and defaults is None:
+        click.echo(f"{entry.name} is left to the default of {vm}")
     elif to_terminal():
         now = "enabled" if entry.service().settings_for(vm_id).enabled else "disabled"
         click.echo(f"{entry.name} is {now} for {'all VMs' if vm is None else vm}")
@@ -113,6 +116,8 @@ def access(
     Without options the command shows what holds. Only processes of the host are checked for their user.
     """
     changes = access_changes(bind, bind_sddl, connect, connect_sddl, wildcard_binds, reset)
+    if sys.platform == "win32":
+        raise AssertionError("the table of commands has it on Linux alone")
     with open_registry() as registry:
         vm_id = None if vm is None else vm_id_of(vm)
         entry = registry.change_settings(key, vm_id, **changes) if changes else registry.find(key)

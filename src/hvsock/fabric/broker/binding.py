@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from hvsock.addresses import HV_GUID_WILDCARD, SERVICE_WILDCARD, Address, ServiceId
 from hvsock.fabric import messages
 from hvsock.fabric.messages import Flag, Reply, Request
-from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.partitions import Kind, Partition
+from hvsock.topology.refusals import Reason, Refusal
 
 from .listeners import TYPES
 

@@ -19,8 +19,9 @@ from hvsock.addresses import SERVICE_WILDCARD, ServiceId, VmId, describe_vm_id, 
 from hvsock.errors import HvsockError, NotFoundError, RefusedError, UsageError
 from hvsock.fabric.messages import MAX_REPLY_BYTES, Reply
 from hvsock.topology import decision
-from hvsock.topology.decision import Grant, Refusal
+from hvsock.topology.decision import Grant
 from hvsock.topology.partitions import CID_MAX, MAX_PARTITION_NAME_CHARACTERS, NO_CID, Kind, Partition
+from hvsock.topology.refusals import Refusal
 
 from .refusals import text_for
 

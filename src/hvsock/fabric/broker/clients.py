@@ -20,8 +20,8 @@ from hvsock.fabric import messages, passing
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import Flag, Op, Reply, Request
 from hvsock.topology.access import Subject
-from hvsock.topology.decision import Reason, Refusal
 from hvsock.topology.partitions import Kind
+from hvsock.topology.refusals import Reason, Refusal
 
 from . import binding, calls, refusals
 from .handover import Handover

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from hvsock.addresses import SERVICE_WILDCARD, ServiceId
 from hvsock.errors import StateError
-from hvsock.topology.decision import Reason
+from hvsock.topology.refusals import Reason
 
 if sys.platform != "linux":
     raise ImportError("the broker needs Linux")

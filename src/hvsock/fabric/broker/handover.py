@@ -45,8 +45,9 @@ from hvsock.fabric import messages, paths
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import Courier, DeviceCourier, Established, Flag, Request
 from hvsock.topology import decision
-from hvsock.topology.decision import Grant, Reason, Refusal
+from hvsock.topology.decision import Grant
 from hvsock.topology.reachability import Relation, own_view, view
+from hvsock.topology.refusals import Reason, Refusal
 
 from .listeners import Listener
 from .liveness import namespace_of

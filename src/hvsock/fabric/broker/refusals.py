@@ -10,8 +10,8 @@ import errno
 import os
 from typing import Final
 
-from hvsock.topology.decision import Refusal
 from hvsock.topology.partitions import Kind, Partition
+from hvsock.topology.refusals import Refusal
 
 GUEST_TEXTS: Final[dict[int, str]] = {
     errno.ECONNREFUSED: "nothing listens there that takes a connection from here",

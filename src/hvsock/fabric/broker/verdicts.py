@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from hvsock.topology.decision import Grant, Refusal, Request, Rules
+from hvsock.topology.decision import Grant, Request, Rules
+from hvsock.topology.refusals import Refusal
 
 from .listeners import Listener, Listeners
 

@@ -24,7 +24,6 @@ from hvsock.addresses import (
     ServiceId,
     VmId,
 )
-from hvsock.config import files
 from hvsock.config.settings import Vm
 from hvsock.constants import AF_HYPERV, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT
 from hvsock.errors import HvsockError, UsageError
@@ -33,6 +32,7 @@ from hvsock.machines import known
 from hvsock.sockets import guards, options
 from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
+from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.topology.reachability import own_view
 
 from . import failures
@@ -60,7 +60,7 @@ class socket(fabric.socket):
 
     Raises:
         UsageError: `partition` is given.
-        OSError: EAFNOSUPPORT, EPROTOTYPE, ESOCKTNOSUPPORT, EMFILE.
+        OSError: EAFNOSUPPORT, EPROTOTYPE, ESOCKTNOSUPPORT, EMFILE; EINVAL: the configuration cannot be used.
     """
 
     _greeting: Greeting | None
@@ -85,7 +85,11 @@ class socket(fabric.socket):
         super()._prepare(kind, partition)
         self._greeting = self._doors = None
         # the default is longer than elsewhere: VMMs give a guest 2 s
-        default = files.settings().connect_timeout or round(HANDSHAKE_SECONDS * 1000)
+        try:
+            default = options.connect_timeout({}, round(HANDSHAKE_SECONDS * 1000))
+        except OSError:
+            super().close()
+            raise
         self._options[HVSOCKET_CONNECT_TIMEOUT] = default
 
     # -- listeners
@@ -181,7 +185,7 @@ class socket(fabric.socket):
             Address(own_view(wanted.vm_id), own_id),
             wanted,
             send_buffer,
-            time.monotonic() + seconds + fabric.ANSWER_GRACE_SECONDS,
+            time.monotonic() + seconds + ANSWER_GRACE_SECONDS,
         )
         guards.guard_connecting(self)
 

@@ -82,3 +82,18 @@ def create_server(
         sock.close()
         raise
     return sock
+
+
+def wait_for_service(address: AddressLike, timeout: float | None = None, *, partition: str | None = None) -> None:
+    """Wait until a connect to `address` succeeds; it connects, and closes that at once, as there is nobody to ask.
+
+    Args:
+        address: as for :func:`resolve`.
+        timeout: seconds; None for no limit.
+        partition: None.
+
+    Raises:
+        OSError: what the last try raised, when `timeout` was over, or at once what waiting does not help against.
+        UsageError, NotFoundError: the address, as :func:`resolve` says.
+    """
+    create_connection(address, timeout, retry=True, partition=partition).close()

@@ -27,6 +27,7 @@ from hvsock.errors import UsageError
 from hvsock.sockets import guards, options
 from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
+from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.topology.reachability import own_view
 
 from . import addressing, failures, messages, ports
@@ -164,7 +165,7 @@ class socket(fabric.socket):
             self._renew()
         seconds, rest = divmod(milliseconds, 1000)
         self.setsockopt(_stdlib.AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, rest * 1000))
-        deadline = time.monotonic() + milliseconds / 1000 + fabric.ANSWER_GRACE_SECONDS
+        deadline = time.monotonic() + milliseconds / 1000 + ANSWER_GRACE_SECONDS
         if timeout != 0:
             _stdlib.socket.settimeout(self, 0)
         try:  # never waiting in the kernel: a signal would end such a connect

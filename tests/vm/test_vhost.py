@@ -38,7 +38,7 @@ _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 pytestmark = [
     needs_qemu,
     pytest.mark.soak,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(
         shutil.which("mkfs.ext4", path=_PATH) is None,
         reason="mkfs.ext4 is missing; as root: apt-get install -y e2fsprogs",

@@ -29,7 +29,7 @@ CID: Final = 7
 PORT: Final = "5005"
 """Where service.py listens, and CALL makes it connect back to its host."""
 CALL: Final = "6007"
-UP_SECONDS: Final = 600.0
+UP_SECONDS: Final = 1500.0
 """How long the guest inside may take; it takes three quarters of a minute where little else is done."""
 SECONDS: Final = 60.0
 HERE: Final = pathlib.Path(__file__).parent

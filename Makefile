@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The tests start hundreds of processes, each of which would compile all that it imports where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup qemu wine demo test soak check bench bench-vm matrix clean
+.PHONY: setup qemu wine demo test docs soak check bench bench-vm matrix clean
 
 setup: $(VENV)/.dev-installed
 
@@ -42,16 +42,20 @@ wine:
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
 
-# Two processes, which begin with the tests that have VMs.
-TWO := -n 2 --no-loadscope-reorder --durations=15
+# Processes for two processors, which idle while one of them waits; they begin with the tests that have VMs.
+SPREAD := -n 3 --no-loadscope-reorder --durations=15
 
 test: setup qemu
-	$(BIN)/python -m pytest $(TWO) --ignore=tests/test_core_coverage.py
+	$(BIN)/python -m pytest $(SPREAD) --ignore=tests/test_core_coverage.py
+
+# The examples of every page of the documentation; `make test` has those of the first pages.
+docs: setup
+	HVSOCK_SOAK=1 $(BIN)/python -m pytest -n 3 tests/docs
 
 # The fuzzer that is guided by coverage; without it, the others still run.
 soak: setup qemu wine
 	-$(PIP) install --group fuzz
-	HVSOCK_SOAK=1 $(BIN)/python -m pytest $(TWO) --timeout=7200 -o faulthandler_timeout=7100
+	HVSOCK_SOAK=1 $(BIN)/python -m pytest $(SPREAD) --timeout=7200 -o faulthandler_timeout=7100
 
 check: setup
 	$(BIN)/ruff check .

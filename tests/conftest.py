@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -62,29 +63,38 @@ WITH_VMS = (HERE / "vm", HERE / "cli" / "test_vm.py")
 """Where the tests are that boot VMs, or make the image for them."""
 SHARED_GUESTS = HERE / "vm" / "traffic"
 """Where those are that share guests."""
+PAGES = HERE / "docs"
+"""Where the examples of the documentation are run."""
 WHOLE = (*(HERE / name for name in ("conformance", "docs", "topology", "virtio", "vm")), *HERE.glob("test_*.py"))
 """Where each set of parameters is tried in `make test` too: tables of rules, and what is fast."""
 MANY_TESTS = 2_000
 """With fewer tests, somebody runs those of one part, and each set of parameters."""
-MOST_SETS = 4
+MOST_SETS = 3
 """Of parameters of one test elsewhere that `make test` tries, spread over all of them: most start processes."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
 
+@functools.cache
 def has_vms(path: Path) -> bool:
     """Whether the tests of a module are among those."""
     return any(path.is_relative_to(one) for one in WITH_VMS)
 
 
-def test_of(item: pytest.Item) -> tuple[str, bool]:
-    """A test without its parameters, and whether it is where all of them are tried."""
-    return item.nodeid.partition("[")[0], any(item.path.is_relative_to(one) for one in WHOLE)
+@functools.cache
+def is_whole(path: Path) -> bool:
+    """Whether a module is where all sets of parameters are tried."""
+    return any(path.is_relative_to(one) for one in WHOLE)
+
+
+def test_of(item: pytest.Item) -> str:
+    """A test without its parameters."""
+    return item.nodeid.partition("[")[0]
 
 
 def spread(items: list[pytest.Item]) -> list[pytest.Item]:
     """Some of the sets of parameters of one test, the first and the last among them; all where all are tried."""
-    if len(items) <= MOST_SETS or test_of(items[0])[1]:
+    if len(items) <= MOST_SETS or is_whole(items[0].path):
         return items
     return [items[number * (len(items) - 1) // (MOST_SETS - 1)] for number in range(MOST_SETS)]
 
@@ -117,7 +127,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModul
 
 
 class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typed
-    """Whole modules, since they share fixtures.
+    """Whole modules, since they share fixtures; pages of the documentation share none.
 
     What has VMs goes to one process where it shares its guests, and to one other: so no more than two guests have
     much to do at once.
@@ -127,6 +137,8 @@ class ByModule(LoadScopeScheduling):  # type: ignore[misc] # xdist has no py.typ
         module = nodeid.split("::", 1)[0]
         if (HERE.parent / module).is_relative_to(SHARED_GUESTS):
             return "shared guests"
+        if (HERE.parent / module).is_relative_to(PAGES):
+            return nodeid
         return "other VMs" if has_vms(HERE.parent / module) else module
 
 

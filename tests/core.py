@@ -36,6 +36,7 @@ CORE: Final = {
     "hvsock.services.policy": "tests/services/test_policy.py",
     "hvsock.services.negotiation": "tests/services/test_negotiation.py",
     "hvsock.services.rates": "tests/services/test_rates.py",
+    f"{POWERSHELL}.clixml": f"{OF_POWERSHELL}/test_clixml.py",
     f"{POWERSHELL}.framing": f"{OF_POWERSHELL}/test_framing.py",
     f"{POWERSHELL}.fragments": f"{OF_POWERSHELL}/test_fragments.py",
     f"{POWERSHELL}.lockstep": f"{OF_POWERSHELL}/test_handshake.py",

@@ -47,6 +47,10 @@ def _pages(language: str) -> list[Path]:
     return [page for page in PAGES if _blocks(page, language)]
 
 
+_FIRST = ("README.md", "tutorial.md", "howto.md")
+"""The pages that newcomers read; the consoles of the others are left to `make docs` and the soak."""
+
+
 def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -147,7 +151,13 @@ def _comparable(text: str) -> str:
     return text + "\n"
 
 
-@pytest.mark.parametrize("page", _pages("console"), ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=_name(page), marks=[] if page.name in _FIRST else [pytest.mark.soak])
+        for page in _pages("console")
+    ],
+)
 def test_console_examples(page: Path, shell: Shell) -> None:
     """Every command of the page prints what is shown below it."""
     checker = doctest.OutputChecker()

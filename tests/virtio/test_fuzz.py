@@ -46,7 +46,7 @@ def test_the_corpus_plays_and_is_small(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_what_the_fuzzer_would_try_next(name: str) -> None:
-    count = sample(3000, 600_000)
+    count = sample(1500, 600_000)
     assert run(name, corpus(name), count) == count
 
 

@@ -119,7 +119,7 @@ def host_acts(bench: Bench, ends: list[tuple[Connection, FakeEnd]], what: int) -
 
 
 @pytest.mark.parametrize("layout", [ONE, TWO, MANY], ids=["one", "two", "many"])
-@settings(max_examples=sample(120, 30_000))
+@settings(max_examples=sample(60, 30_000))
 @given(todo=st.lists(hostiles, max_size=30), size=st.sampled_from([1, 500, 3000]))
 def test_nothing_harms_a_good_connection(layout: Layout, todo: list[Hostile], size: int) -> None:
     bench = Bench(driver=driver(layout), connections=CONNECTIONS, buffer_bytes=BUFFER_BYTES)
@@ -140,7 +140,7 @@ def test_nothing_harms_a_good_connection(layout: Layout, todo: list[Hostile], si
     assert all(not end.is_open for _, end in ends)
 
 
-@settings(max_examples=sample(60, 10_000))
+@settings(max_examples=sample(30, 10_000))
 @given(todo=st.lists(hostiles, min_size=1, max_size=30))
 def test_without_receive_buffers_nothing_grows_and_the_good_connection_gets_all_once_there_are(
     todo: list[Hostile],

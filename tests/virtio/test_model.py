@@ -417,7 +417,7 @@ class Machine(RuleBasedStateMachine):
 
 TestModel = Machine.TestCase
 TestModel.settings = settings(
-    max_examples=sample(200, 20_000),
+    max_examples=sample(80, 20_000),
     stateful_step_count=sample(30, 60),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -532,7 +532,7 @@ def right_count(request: int, payload: bytes) -> int:
     return 0
 
 
-@settings(max_examples=sample(300, 20_000))
+@settings(max_examples=sample(100, 20_000))
 @given(
     st.booleans(),
     st.lists(

@@ -533,7 +533,7 @@ lies = st.tuples(
 )
 
 
-@settings(max_examples=sample(400, 50_000))
+@settings(max_examples=sample(150, 50_000))
 @given(
     st.booleans(),
     st.booleans(),
@@ -576,7 +576,7 @@ def test_a_lying_guest_gets_a_guest_error_and_nothing_else(
         assert taken <= SIZE
 
 
-@settings(max_examples=sample(200, 20_000))
+@settings(max_examples=sample(100, 20_000))
 @given(st.binary(max_size=16 * SIZE), st.binary(max_size=6 + 2 * SIZE), st.binary(max_size=6 + 8 * SIZE))
 def test_noise_in_all_areas(descriptors: bytes, available: bytes, used: bytes) -> None:
     bench = Bench()

@@ -15,6 +15,7 @@ from tests.cli.helpers import hvsock
 from tests.vm.support import PATIENCE, guest_image, needs_qemu
 
 
+@pytest.mark.soak  # `make demo` is the same, which CI runs too
 @needs_qemu
 @pytest.mark.timeout(180)
 def test_a_guest_and_its_host_echo_to_each_other() -> None:

@@ -17,7 +17,6 @@ assert sys.platform == "linux"
 
 from hvsock.vm import image, layers, software
 from hvsock.vm.image import Image
-from tests.support import SOAK
 from tests.vm.test_cpio import read
 
 
@@ -48,14 +47,11 @@ def in_child(folder: str) -> None:
     image.ensure()
 
 
+@pytest.mark.soak
 def test_made_twice_it_is_the_same_and_kept(guest: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fresh(layers.images_folder(), tmp_path / "images")
-    made = ["userland", "kernel", "requirements", "hvsock"]
-    if not SOAK:  # the largest take some seconds
-        keeping(folder, guest, 0, 2)
-        made = ["kernel", "hvsock"]
     again, done = made_in(folder, monkeypatch)
-    assert done == [f"making the layer {name}" for name in made]
+    assert done == [f"making the layer {name}" for name in ("userland", "kernel", "requirements", "hvsock")]
     assert again.facts["key"] == guest.facts["key"]
     for one, other in zip(guest.layers, again.layers, strict=True):
         assert Path(one.path).read_bytes() == Path(other.path).read_bytes()

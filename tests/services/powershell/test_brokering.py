@@ -14,10 +14,12 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.addresses import ServiceId
-from hvsock.constants import VM_SESSION_SERVICE_2
+from hvsock.constants import DIRECT, VM_SESSION_SERVICE_2
 from hvsock.errors import HvsockError, LostError, NotFoundError, ProtocolError, UsageError
+from hvsock.services.caller import Caller
 from hvsock.services.powershell import brokering
 from hvsock.services.powershell.brokering import open_session
+from hvsock.services.powershell.client import connect
 from hvsock.services.powershell.handshake import (
     ConfigurationError,
     CredentialError,
@@ -27,8 +29,9 @@ from hvsock.services.powershell.handshake import (
     TokenError,
     VersionError,
 )
-from hvsock.services.serving import serve
+from hvsock.services.serving import RawService, serve
 from hvsock.sockets.aio import connected
+from hvsock.sockets.chosen import socket
 from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle, fabric
 from tests.services.powershell.rows import (
     BYTES,
@@ -231,6 +234,33 @@ def test_silence_at_every_step() -> None:
         ]
         with fabric() as made:
             await asyncio.gather(*(silent(made, f"web{number}", *step) for number, step in enumerate(steps)))
+
+    asyncio.run(main())
+
+
+class SilentDirect(RawService, name=DIRECT.name, port=DIRECT.port):
+    """A Direct that hands nothing over."""
+
+    async def handle(self, caller: Caller, connection: socket) -> None:
+        """Hear everything, and say nothing."""
+        while await asyncio.get_running_loop().sock_recv(connection, 4096):
+            pass
+
+
+def test_a_direct_that_is_silent_about_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session may take is the time for that, too."""
+
+    async def main() -> None:
+        with fabric() as made:
+            monkeypatch.setenv("HVSOCK_DIR", made.folder)
+            guest = made.create_partition("web01")
+            async with (
+                serve(SilentDirect(), bind="parent", partition=guest.folder),
+                asyncio.timeout(PATIENCE_SECONDS),
+            ):
+                with pytest.raises(SilenceError, match=r"did not answer within 0.2 s; it owes the hand-over"):
+                    async with connect("web01", partition=made.host.folder, timeout=0.2):
+                        pass
 
     asyncio.run(main())
 

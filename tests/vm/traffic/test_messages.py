@@ -109,6 +109,7 @@ def test_much_between_members(world: World, work: str) -> None:
         guest.wait_until_quiet()
 
 
+@pytest.mark.soak  # it takes one more guest; test_guests_of_another_group is in `make test`
 @TYPES
 def test_guests_of_no_group_reach_nobody_and_are_not_reached(world: World, type: int) -> None:
     """Nor do those of another group; the guest is not told why."""

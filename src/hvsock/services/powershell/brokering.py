@@ -162,6 +162,7 @@ async def host_credentials(
         timeout: seconds that the guest may take.
 
     Raises:
+        SilenceError: it did not answer in time.
         OSError, HvsockError: as Direct's hand-over raises them, where the guest has no Direct, for example.
     """
     from hvsock.services.predefined.direct.connecting import handed_over
@@ -169,10 +170,17 @@ async def host_credentials(
 
     from .keylogin import signed
 
-    target = await asyncio.to_thread(resolve, (vm, VM_SESSION_SERVICE.id), partition)
-    folder = keys or os.path.join(paths.fabric_folder(), "keys")
-    own = await asyncio.to_thread(HostKeys, folder, target.vm_id, vm)
-    sock, guest = await handed_over(target.vm_id, own, partition=partition, timeout=timeout)
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            target = await asyncio.to_thread(resolve, (vm, VM_SESSION_SERVICE.id), partition)
+            folder = keys or os.path.join(paths.fabric_folder(), "keys")
+            own = await asyncio.to_thread(HostKeys, folder, target.vm_id, vm)
+            sock, guest = await handed_over(target.vm_id, own, partition=partition, timeout=timeout)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise SilenceError(f"{vm} did not answer within {timeout:g} s; it owes the hand-over of Direct") from None
     sock.close()
     whom = user or guest.user
     private, _ = await asyncio.to_thread(own.key_pair)

@@ -84,7 +84,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     if credentials is None and not container:
-        credentials = await host_credentials(vm, user, partition=partition)
+        credentials = await host_credentials(vm, user, partition=partition, timeout=timeout)
     sock = await open_session(
         vm,
         credentials,

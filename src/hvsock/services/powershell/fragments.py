@@ -15,6 +15,7 @@ from uuid import UUID
 
 from hvsock.errors import ProtocolError
 
+from .clixml import readable
 from .framing import POOL, Role
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -40,7 +41,7 @@ class Message:
         kind: its type, a number of [MS-PSRP] 2.2.1.
         pool: the runspace pool that it says it is about.
         target: the pipeline, or zeros for the runspace pool.
-        payload: its object, in XML; may be empty.
+        payload: its object, in XML as psrpcore reads it; may be empty.
         fragment: all of it as one fragment.
     """
 
@@ -147,7 +148,9 @@ def message_of(object_id: int, data: bytes, role: Role) -> Message:
         raise ProtocolError(f"the {role.value} sent a message for destination {destination}")
     payload = data[_HEADER.size :].removeprefix(_BYTE_ORDER_MARK)
     check_xml(payload, role)
-    fragment = _FRAGMENT.pack(object_id, 0, _START | _END, len(data)) + data
+    payload = readable(payload)
+    size = _HEADER.size + len(payload)
+    fragment = b"".join((_FRAGMENT.pack(object_id, 0, _START | _END, size), data[: _HEADER.size], payload))
     return Message(object_id, kind, UUID(bytes_le=pool), UUID(bytes_le=target), payload, fragment)
 
 

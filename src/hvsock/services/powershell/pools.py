@@ -386,7 +386,7 @@ async def opened(
             async with asyncio.timeout(timeout):
                 await pool.open()
         except TimeoutError:
-            error = NotReadyError(f"PowerShell did not open a session within {timeout:g} s; try again")
+            error = NotReadyError(f"PowerShell did not open a session within {round(timeout, 2):g} s; try again")
             pool.channel.give_up(error)
             raise error from None
         yield pool

@@ -63,7 +63,10 @@ async def serve(connection: socket, host_key: str, key: str | None, policy: Poli
             x11_forwarding=False,
             compression_algs=None,
         )
-    except (asyncssh.Error, OSError) as error:
+    except OSError as error:
+        log.info("direct: the host left before SSH began, as for PowerShell Direct by its key: %s", error)
+        return
+    except asyncssh.Error as error:
         log.info("direct: the host did not get in: %s", error)
         return
     try:

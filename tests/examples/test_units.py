@@ -1,14 +1,17 @@
-"""The systemd units in examples/ are such to systemd itself."""
+"""The systemd units are such to systemd itself, and WSL2's configuration is as its documentation says."""
 
 from __future__ import annotations
 
+import configparser
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-UNITS = sorted((Path(__file__).parents[2] / "examples" / "containers").glob("*.service"))
+ROOT = Path(__file__).parents[2]
+CONTAINERS = ROOT / "examples" / "containers"
+UNITS = [*sorted(CONTAINERS.glob("*.service")), ROOT / "src" / "hvsock" / "services" / "hvsock-agent.service"]
 
 
 @pytest.mark.skipif(
@@ -25,3 +28,12 @@ def test_units(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_wsl_conf() -> None:
+    """What can be told of it without Windows."""
+    found = configparser.ConfigParser()
+    with open(CONTAINERS / "wsl.conf", encoding="utf-8") as file:
+        found.read_file(file)
+    assert found.sections() == ["boot"]
+    assert dict(found["boot"]) == {"systemd": "true"}

@@ -249,7 +249,6 @@ def begin(sock: hvsock.socket) -> None:
 
 def test_one_partition_blocks_no_other(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connects wait for one another, those of others pass, and a connector that hangs up makes room."""
-    monkeypatch.setattr(uplink_module, "MAX_CONNECTS", 3)
     monkeypatch.setattr(uplink_module, "MAX_CONNECTS_OF_ONE", 2)
     with (
         worlds.uplink() as uplink,
@@ -274,6 +273,41 @@ def test_one_partition_blocks_no_other(worlds: Worlds, monkeypatch: pytest.Monke
             first.close()
 
 
+def test_connects_that_nobody_answers_hold_no_thread(worlds: Worlds) -> None:
+    """However many partitions have theirs under way, one more has its turn."""
+    silent = [worlds.inner.create_partition(f"silent{number}", "container") for number in range(6)]
+    many = len(silent) * uplink_module.MAX_CONNECTS_OF_ONE
+    assert many > uplink_module.MAX_BEGUN_AT_ONCE
+    with (
+        worlds.uplink() as uplink,
+        hvsock.create_server(("children", str(ECHO)), backlog=0, partition=worlds.outer.host.folder),
+        worlds.listen(worlds.outer, SILENT),
+        contextlib.ExitStack() as stack,
+        worlds.connect(worlds.inner.host),  # it fills the backlog
+    ):
+        for partition in silent:
+            for _ in range(uplink_module.MAX_CONNECTS_OF_ONE):
+                sock = stack.enter_context(hvsock.socket(partition=partition.folder))
+                sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONTAINER_PASSTHRU, 1)
+                begin(sock)
+        wait_until(lambda: uplink._connecting.total() == many)
+        worlds.connect(worlds.container, SILENT, passthru=True).close()
+
+
+def test_a_connect_has_its_time(worlds: Worlds) -> None:
+    """And no more, where nobody answers it."""
+    with (
+        worlds.uplink() as uplink,
+        hvsock.create_server(("children", str(ECHO)), backlog=0, partition=worlds.outer.host.folder),
+        worlds.connect(worlds.inner.host),
+        hvsock.socket(partition=worlds.inner.host.folder) as sock,
+    ):
+        sock.setsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT, 100)
+        with pytest.raises(TimeoutError):
+            sock.connect((HV_GUID_PARENT, ECHO))
+        wait_until(lambda: not uplink._connecting)
+
+
 def test_its_end_waits_for_no_connect(worlds: Worlds) -> None:
     with hvsock.create_server(("children", str(ECHO)), backlog=0, partition=worlds.outer.host.folder):
         with worlds.uplink() as uplink, worlds.connect(worlds.inner.host):
@@ -289,7 +323,9 @@ def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
         worlds.uplink(),
         hvsock.create_server(("children", str(ECHO)), backlog=100, partition=worlds.outer.host.folder),
     ):
-        socks = [hvsock.socket(partition=worlds.inner.host.folder) for _ in range(2 * uplink_module.MAX_CONNECTS)]
+        socks = [
+            hvsock.socket(partition=worlds.inner.host.folder) for _ in range(8 * uplink_module.MAX_BEGUN_AT_ONCE)
+        ]
         try:
             for sock in socks:
                 sock.setblocking(False)

@@ -74,9 +74,9 @@ def started(
         run.wait_for_end()
 
 
-def wait_until(reached: Callable[[], object]) -> None:
+def wait_until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.02)
@@ -97,7 +97,7 @@ def console_log(run: Run) -> str:
         return file.read()
 
 
-def wait_for_line(run: Run, text: str, count: int = 1) -> str:
+def wait_for_line(run: Run, text: str, count: int = 1, seconds: float = PATIENCE) -> str:
     """Wait until the guest has written `text` to its console so many times; returns all that it wrote."""
-    wait_until(lambda: console_log(run).count(text) >= count)
+    wait_until(lambda: console_log(run).count(text) >= count, seconds)
     return console_log(run)

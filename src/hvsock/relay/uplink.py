@@ -3,6 +3,8 @@
 To the broker this process is one more client, like the device of a VM: what is for the parent of the host comes to
 its one listener, with the request unread. It connects to the real parent, and then takes the request off, which
 makes the connector connected; or it refuses as the broker does. The rules of the outer fabric decide.
+
+Threads only begin connects. What then takes its time, as a parent that does not answer, holds none of them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import select
 import socket as _stdlib
 import sys
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ if sys.platform != "linux":
 
 if TYPE_CHECKING:
     from hvsock.fabric.messages import Notice
+    from hvsock.fabric.reactor import Timer
     from hvsock.sockets.socket import socket
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,15 @@ service; may take a moment, and raise OSError."""
 
 VSOCK: Final = "vsock"
 UNIX: Final = "unix:"
-MAX_CONNECTS: Final = 32
-"""Connects under way at once, each in a thread; others wait for their turn."""
+MAX_BEGUN_AT_ONCE: Final = 8
+"""Connects that are begun at once, each in a thread; others wait for the moment that it takes."""
 MAX_CONNECTS_OF_ONE: Final = 8
 """Connects of one partition under way at once; its others wait for them, and those of other partitions do not.
-A connector chooses how long its connect may take, so without this one container would have all threads."""
+A connector chooses how long its connect may take, and the parent may keep only so many waiting."""
 MAX_CONNECTIONS_OF_ONE: Final = 512
 """Most connections of one partition, those under way among them, so that one container locks out no other."""
+
+_UNDER_WAY: Final = {errno.EINPROGRESS, errno.EALREADY, errno.ENOBUFS}
 
 
 def way_of(text: str) -> Way:
@@ -121,30 +125,26 @@ class Uplink:
         self._reactor = reactor
         self._way = way
         self._most = most
-        self._offers: set[_Offered] = set()
+        self._connects: set[_Connect] = set()
         self._joined: set[Joined] = set()
         self._by_partition: Counter[VmId] = Counter()
         self._connecting: Counter[VmId] = Counter()
-        self._waiting: defaultdict[VmId, deque[tuple[DeviceCourier, _Offered]]] = defaultdict(deque)
+        self._waiting: defaultdict[VmId, deque[_Connect]] = defaultdict(deque)
         self._complaints = Complaints(reactor)
-        self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._threads = ThreadPoolExecutor(MAX_CONNECTS, "hvsock-uplink")
+        self._threads = ThreadPoolExecutor(MAX_BEGUN_AT_ONCE, "hvsock-uplink")
         try:
             self._couriers = Couriers(reactor, folder, self._take, self._heed)
         except BaseException:
             self._threads.shutdown()
-            os.close(self._ending)
             raise
 
     def close(self) -> None:
         """Close everything; connections are reset, and connects under way refused."""
         self._couriers.close()
-        os.eventfd_write(self._ending, 1)
         self._threads.shutdown(cancel_futures=True)
-        os.close(self._ending)
-        for offered in self._offers:
-            offered.give_up()
-        self._offers.clear()
+        for connect in self._connects:
+            connect.give_up()
+        self._connects.clear()
         for joined in self._joined:
             joined.close()
         self._joined.clear()
@@ -167,9 +167,10 @@ class Uplink:
             )
             offered.refuse(errno.ECONNREFUSED, "the way up has as many connections as it may have")
         else:
+            connect = _Connect(self._reactor, self._threads, self._way, courier, offered, self._join)
             self._by_partition[who] += 1
-            self._offers.add(offered)
-            self._waiting[who].append((courier, offered))
+            self._connects.add(connect)
+            self._waiting[who].append(connect)
             self._start(who)
 
     def _start(self, who: VmId) -> None:
@@ -177,30 +178,17 @@ class Uplink:
         waiting = self._waiting[who]
         while waiting and self._connecting[who] < MAX_CONNECTS_OF_ONE:
             self._connecting[who] += 1
-            self._threads.submit(self._connect, *waiting.popleft())
+            waiting.popleft().start()
         if not waiting:
             del self._waiting[who]
 
-    def _connect(self, courier: DeviceCourier, offered: _Offered) -> None:
-        """In a thread: connect to the real parent, and say what came of it."""
-        try:
-            offered.above = connected(self._way, courier, offered, self._ending)
-        except (OSError, HvsockError) as error:
-            code = getattr(error, "errno", None) or errno.ETIMEDOUT
-            offered.refuse(code, getattr(error, "strerror", None) or str(error))
-        except Exception:
-            log.exception("a defect of the way up: a connection to %s is refused", courier.own.service_id)
-            offered.refuse(errno.ECONNREFUSED, "the way up failed; its log says why")
-        finally:
-            self._reactor.call_from_thread(lambda: self._join(courier, offered))
-
-    def _join(self, courier: DeviceCourier, offered: _Offered) -> None:
-        who, above = courier.peer.vm_id, offered.above
-        self._offers.discard(offered)
+    def _join(self, connect: _Connect) -> None:
+        courier, offered, above = connect.courier, connect.offered, connect.above
+        who = courier.peer.vm_id
+        self._connects.discard(connect)
         _decrease(self._connecting, who)
         self._start(who)
         if above is None:
-            offered.close()
             _decrease(self._by_partition, who)
             return
         try:
@@ -228,83 +216,147 @@ def _decrease(counter: Counter[VmId], who: VmId) -> None:
         del counter[who]
 
 
-def connected(way: Way, courier: DeviceCourier, connector: _stdlib.socket, ending: int) -> socket:
-    """A connection to the real parent, for the service and within the time that a courier asks for.
+class _Connect:
+    """A connect to the real parent, for the service and within the time that a courier asks for.
+
+    A thread begins it, since a way may have to ask somebody; then the reactor watches it. What is not said to
+    be in a thread is for the reactor's.
 
     Args:
+        reactor: watches it.
+        threads: where it begins.
         way: where it leads.
         courier: what is asked for.
-        connector: who asks; a hang-up of it ends this.
-        ending: a descriptor; this ends once it can be read.
+        offered: who asks; a hang-up of it ends this.
+        on_end: called once it is settled, and never after :meth:`give_up`. Where it failed, `offered` was told and
+            is closed.
 
-    Returns:
-        It is non-blocking.
-
-    Raises:
-        OSError, HvsockError: there is none; nothing is left open.
+    Attributes:
+        courier, offered: as above.
+        above: the connection to the real parent, non-blocking; None while there is none.
     """
-    milliseconds = courier.milliseconds or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
-    limit = time.monotonic() + milliseconds / 1000 + ANSWER_GRACE_SECONDS
-    _pause(connector, ending, None, 0)
-    sock = way(courier.own.service_id)
-    try:
-        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, milliseconds)
-        sock.setblocking(False)
-        while True:
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        threads: ThreadPoolExecutor,
+        way: Way,
+        courier: DeviceCourier,
+        offered: _Offered,
+        on_end: Callable[[_Connect], None],
+    ) -> None:
+        self.courier = courier
+        self.offered = offered
+        self.above: socket | None = None
+        self._reactor = reactor
+        self._threads = threads
+        self._way = way
+        self._on_end = on_end
+        self._sock: socket | None = None
+        self._code = 0
+        self._failure: tuple[int, str] | None = None
+        self._in_thread = False
+        self._milliseconds = courier.milliseconds or HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+        self._timers: list[Timer] = []
+
+    def start(self) -> None:
+        """Begin it."""
+        limit = self._milliseconds / 1000 + ANSWER_GRACE_SECONDS
+        self._timers.append(self._reactor.after(limit, self._is_late))
+        try:  # its request lies unread, so nothing but a hang-up is looked for
+            self._reactor.watch(self.offered.fileno(), 0, self._has_hung_up)
+        except OSError as error:
+            self._fail(errno.ECONNREFUSED, f"the way up: {error.strerror}")
+        else:
+            self._begin()
+
+    def give_up(self) -> None:
+        """Refuse it, at the end of all; no thread is at it any more."""
+        self.offered.refuse(errno.ECONNREFUSED, "the way up ends")
+        if self._sock is not None:
+            self._sock.close()
+
+    def _begin(self) -> None:
+        def begin() -> None:
+            self._try()
+            self._reactor.call_from_thread(self._go_on)
+
+        self._in_thread = True
+        self._threads.submit(begin)
+
+    def _try(self) -> None:
+        """In a thread, and then in the reactor's: begin to connect, or see how that went."""
+        try:
+            if self._sock is None:
+                self._sock = self._way(self.courier.own.service_id)
+                self._sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, self._milliseconds)
+                self._sock.setblocking(False)
+            self._sock.connect(Address(HV_GUID_PARENT, self.courier.own.service_id))
+            self._code = 0
+        except (OSError, HvsockError) as error:
+            self._code = getattr(error, "errno", None) or errno.ETIMEDOUT
+            if self._code not in _UNDER_WAY:
+                self._failure = self._code, getattr(error, "strerror", None) or str(error)
+        except Exception:
+            log.exception("a defect of the way up: a connection to %s is refused", self.courier.own.service_id)
+            self._failure = errno.ECONNREFUSED, "the way up failed; its log says why"
+
+    def _go_on(self) -> None:
+        self._in_thread = False
+        sock = self._sock
+        if self._failure is not None or sock is None or not self._code:
+            self._end()
+        elif self._code == errno.ENOBUFS:  # a full queue, and nothing has begun
+            self._timers.append(self._reactor.after(RETRY_SECONDS, self._begin))
+        else:
             try:
-                sock.connect(Address(HV_GUID_PARENT, courier.own.service_id))
-                return sock
+                self._reactor.watch(sock.fileno(), select.EPOLLOUT, self._is_settled)
             except OSError as error:
-                if error.errno not in (errno.EINPROGRESS, errno.EALREADY, errno.ENOBUFS):
-                    raise
-                pending = error.errno != errno.ENOBUFS  # that is a full queue, and nothing has begun
-            left = limit - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, "the parent of this host did not answer")
-            _pause(connector, ending, sock if pending else None, left if pending else RETRY_SECONDS)
-    except BaseException:
-        sock.close()
-        raise
+                self._fail(errno.ECONNREFUSED, f"the way up: {error.strerror}")
 
+    def _is_settled(self, _: int) -> None:
+        if self._sock is not None:
+            self._reactor.forget(self._sock.fileno())
+        self._try()
+        self._go_on()
 
-def _pause(connector: _stdlib.socket, ending: int, connecting: socket | None, seconds: float) -> None:
-    """Wait until a connect is settled, `seconds` at most.
+    def _is_late(self) -> None:
+        self._fail(errno.ETIMEDOUT, "the parent of this host did not answer")
 
-    Raises:
-        OSError: ECONNABORTED: the connector has hung up; ECONNREFUSED: the way up ends.
-    """
-    poll = select.poll()
-    poll.register(connector, 0)  # a hang-up counts in any case, and its request lies unread
-    poll.register(ending, select.POLLIN)
-    if connecting is not None:
-        poll.register(connecting, select.POLLOUT)
-    ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
-    if ending in ready:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, "the way up ends")
-    if connector.fileno() in ready:
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the connector has hung up")
+    def _has_hung_up(self, _: int) -> None:
+        self._reactor.forget(self.offered.fileno())
+        self._fail(errno.ECONNABORTED, "the connector has hung up")
+
+    def _fail(self, code: int, text: str) -> None:
+        self._failure = code, text
+        if not self._in_thread:  # else once that is over
+            self._end()
+
+    def _end(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._reactor.forget(self.offered.fileno())
+        if self._sock is not None:
+            self._reactor.forget(self._sock.fileno())
+        if self._failure is None:
+            self.above = self._sock
+        else:
+            self.offered.refuse(*self._failure)
+            if self._sock is not None:
+                self._sock.close()
+        self._on_end(self)
 
 
 class _Offered(_stdlib.socket):
     """The connector's connection, which is pending until :meth:`establish`.
 
     An end of it is graceful only if it is shut down.
-
-    Attributes:
-        above: the connection to the real parent, once there is one.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(_stdlib.AF_UNIX, _stdlib.SOCK_STREAM, 0, descriptor)
         self.setblocking(False)
-        self.above: socket | None = None
         self._mark: EndMark | None = None
-
-    def give_up(self) -> None:
-        """Close it, and the connection to the real parent."""
-        self.close()
-        if self.above is not None:
-            self.above.close()
 
     def establish(self, courier: DeviceCourier) -> None:
         """Make it connected.

@@ -38,8 +38,9 @@ LOADED_MODULES: Final = (
     "evdev",
 )
 """Modules that are loaded when the guest starts: its sockets, and the button that ends it."""
-OTHER_MODULES: Final = ("virtio_net", "virtio_console", "virtio_blk", "nbd")
-"""Modules that are there for modprobe: other ways to talk to a host, to compare with, and disks."""
+OTHER_MODULES: Final = ("virtio_net", "virtio_console", "virtio_blk", "nbd", "vhost_vsock", "kvm_amd")
+"""Modules that are there for modprobe: other ways to talk to a host, to compare with; disks; and what makes
+the guest a host itself. The processor that QEMU emulates is an AMD, and has what kvm_amd needs."""
 
 _LIBRARY = f"usr/lib/{PYTHON}"
 _LEFT_OUT: Final = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,24 @@ def test_of_a_connect(code: int, cid: int, wanted: int, text: str) -> None:
     with pytest.raises(OSError, match=text) as caught:
         raise failures.of_connect(code, cid)
     assert caught.value.errno == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", errno.ENETUNREACH),
+        ('[profiles.default]\nguests = "table"', errno.EHOSTUNREACH),
+        ("this is no TOML", errno.ENETUNREACH),
+    ],
+)
+def test_on_a_host_no_device_is_no_vm(
+    text: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("HVSOCK_CONFIG", str(config))
+    assert failures.of_connect(errno.ENODEV, 77).errno == wanted
+    assert failures.of_connect(errno.ENODEV, 2).errno == errno.ENETUNREACH
 
 
 def test_errors_have_the_classes_that_programs_catch() -> None:

@@ -7,8 +7,10 @@ import os
 import sys
 
 from hvsock.addresses import Address
-from hvsock.constants import VSOCK_CID_LOCAL
+from hvsock.constants import VSOCK_CID_HOST, VSOCK_CID_LOCAL
+from hvsock.errors import HvsockError
 from hvsock.fabric.vsocklink import NO_DEVICE
+from hvsock.machines import known
 
 if sys.platform != "linux":
     raise ImportError("AF_VSOCK is in Linux guests")
@@ -30,6 +32,9 @@ def of_connect(code: int, cid: int) -> OSError:
     """
     if code in (errno.ECONNRESET, errno.ECONNREFUSED):
         return OSError(errno.ECONNREFUSED, "nothing listens there, or its host does not let this machine in")
+    if code == errno.ENODEV and cid > VSOCK_CID_HOST and _on_a_host():
+        text = f"no VM with the context id {cid} runs on this host, or its module vhost_vsock is not loaded"
+        return OSError(errno.EHOSTUNREACH, text)
     if code == errno.ENODEV:
         return OSError(errno.ENETUNREACH, _NO_LOOPBACK if cid == VSOCK_CID_LOCAL else NO_DEVICE)
     if code == errno.ESOCKTNOSUPPORT:
@@ -50,3 +55,10 @@ def of_bind(error: OSError, address: Address) -> OSError:
     if error.errno == errno.EADDRNOTAVAIL:
         return OSError(errno.EADDRNOTAVAIL, _NO_LOOPBACK)
     return error
+
+
+def _on_a_host() -> bool:
+    try:
+        return known.is_host()
+    except HvsockError:  # it cannot be read, so it does not say so
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -102,7 +103,9 @@ def test_kill_9_loses_no_committed_entry(tmp_path: Path) -> None:
     chooser = random.Random(20_260_131)
     state: State = {}
     in_the_middle = 0
-    for run in range(KILLS):
+    for run in itertools.count():
+        if run >= KILLS and in_the_middle:  # none may have been, in a few, on a fast disk
+            break
         with running(write_on_and_on(tmp_path, run)) as child:
             lines = [child.next_line()]
             time.sleep(chooser.uniform(0, MOST_SECONDS))
@@ -121,8 +124,7 @@ def test_kill_9_loses_no_committed_entry(tmp_path: Path) -> None:
             for service_id in chooser.sample(sorted(state), len(state) // 2):
                 registry.unregister(service_id)
                 del state[service_id]
-    print(f"{in_the_middle} of {KILLS} kills came in the middle of a transaction")
-    assert in_the_middle > 0
+    print(f"{in_the_middle} of {run} kills came in the middle of a transaction")
     assert state_of(tmp_path) == state
     with Registry(tmp_path) as registry:  # a journal that was not begun yet goes with the next writer
         registry.unregister(registry.register("last").id)

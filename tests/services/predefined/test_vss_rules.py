@@ -13,7 +13,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from hvsock.services.predefined.vss.machine import Machine
 from hvsock.services.predefined.vss.mounts import FREEZABLE, Mount, parse, targets
-from tests.support import sample
 
 MOUNTINFO = rb"""22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,errors=remount-ro
 23 22 0:21 / /proc rw,nosuid shared:2 - proc proc rw
@@ -115,5 +114,5 @@ class Freezes(RuleBasedStateMachine):
         assert self.machine.is_frozen == (not self.machine.is_over and len(self.frozen) == self.count)
 
 
-Freezes.TestCase.settings = settings(max_examples=sample(25, 50), stateful_step_count=15)
+Freezes.TestCase.settings = settings(max_examples=50, stateful_step_count=15)
 TestFreezes = Freezes.TestCase

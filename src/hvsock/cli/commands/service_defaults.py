@@ -7,13 +7,7 @@ from typing import Any
 
 import click
 
-from hvsock.cli.commands.settings import (
-    access_changes,
-    reset_access_option,
-    vm_option,
-    who_options,
-    wildcards_option,
-)
+from hvsock.cli.commands.settings import access_options, vm_option
 from hvsock.cli.names import describe_access, names_by_id, open_registry, vm_id_of
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table
 
@@ -23,27 +17,14 @@ if sys.platform == "win32":
 
 @click.command()
 @vm_option
-@who_options("bind")
-@who_options("connect")
-@wildcards_option
-@reset_access_option
+@access_options
 @json_option
-def defaults(
-    vm: str | None,
-    bind: tuple[str, ...],
-    bind_sddl: str | None,
-    connect: tuple[str, ...],
-    connect_sddl: str | None,
-    wildcard_binds: bool | None,
-    reset: bool,
-    as_json: bool,
-) -> None:
+def defaults(vm: str | None, changes: dict[str, Any], as_json: bool) -> None:
     """Say who may bind and connect where a service says nothing, for all VMs or for one.
 
     A VM with defaults of its own is one as HCS makes it: they decide about services that are not registered, too,
     between it and the host. Without options the command shows what holds.
     """
-    changes = access_changes(bind, bind_sddl, connect, connect_sddl, wildcard_binds, reset)
     with open_registry(make=bool(changes)) as registry:
         if changes:
             registry.change_defaults(None if vm is None else vm_id_of(vm), **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,43 @@ def _set_enabled(key: str, vm: str | None, enabled: bool | None, as_json: bool) 
         click.echo(f"{entry.name} is {now} for {'all VMs' if vm is None else vm}")
 
 
-def who_options(name: str) -> Callable[[Any], Any]:
+def access_options(function: Any) -> Any:
+    """The options that say who may bind and connect; what they change comes as `changes`, for the registry.
+
+    The command raises click.UsageError where one of them means nothing, or both ways to say who may are there.
+    """
+
+    @functools.wraps(function)
+    def gathered(
+        *,
+        bind: tuple[str, ...],
+        bind_sddl: str | None,
+        connect: tuple[str, ...],
+        connect_sddl: str | None,
+        wildcard_binds: bool | None,
+        reset: bool,
+        **others: Any,
+    ) -> Any:
+        changes: dict[str, Any] = dict.fromkeys(("bind", "connect", "wildcard_binds")) if reset else {}
+        for name, who, sddl in (("bind", bind, bind_sddl), ("connect", connect, connect_sddl)):
+            if who and sddl is not None:
+                raise click.UsageError(f"--{name} and --{name}-sddl both say who may {name}: give one of them")
+            if who:
+                changes[name] = allowed(name, who)
+            if sddl is not None:
+                changes[name] = _descriptor(name, sddl)
+        if wildcard_binds is not None:
+            changes["wildcard_binds"] = wildcard_binds
+        return function(changes=changes, **others)
+
+    wildcards = click.option(
+        "--wildcard-binds/--no-wildcard-binds", default=None, help="Whether listeners on any and children count."
+    )
+    reset = click.option("--reset", is_flag=True, help="First take back what was said here about access.")
+    return _who_options("bind")(_who_options("connect")(wildcards(reset(gathered))))
+
+
+def _who_options(name: str) -> Callable[[Any], Any]:
     """The two options that say who may bind, or connect."""
     who = click.option(
         f"--{name}",
@@ -78,44 +115,18 @@ def who_options(name: str) -> Callable[[Any], Any]:
     return lambda function: who(sddl(function))
 
 
-def reset_access_option(function: Any) -> Any:
-    """The option `--reset` of commands about access."""
-    return click.option("--reset", is_flag=True, help="First take back what was said here about access.")(function)
-
-
-def wildcards_option(function: Any) -> Any:
-    """The option `--wildcard-binds`."""
-    return click.option(
-        "--wildcard-binds/--no-wildcard-binds", default=None, help="Whether listeners on any and children count."
-    )(function)
-
-
 @click.command()
 @key_argument
 @vm_option
-@who_options("bind")
-@who_options("connect")
-@wildcards_option
-@reset_access_option
+@access_options
 @json_option
-def access(
-    key: str,
-    vm: str | None,
-    bind: tuple[str, ...],
-    bind_sddl: str | None,
-    connect: tuple[str, ...],
-    connect_sddl: str | None,
-    wildcard_binds: bool | None,
-    reset: bool,
-    as_json: bool,
-) -> None:
+def access(key: str, vm: str | None, changes: dict[str, Any], as_json: bool) -> None:
     """Say who may bind and connect: users and groups besides the owner, root and the admin group, or by SDDL.
 
     A security descriptor decides alone, over the owner too: where nothing is said, D:P(A;;FA;;;SY)(A;;FA;;;BA)
     holds. Users are S-1-22-1-UID in it, groups S-1-22-2-GID, root is SY, and who administers the fabric is BA.
     Without options the command shows what holds. Only processes of the host are checked for their user.
     """
-    changes = access_changes(bind, bind_sddl, connect, connect_sddl, wildcard_binds, reset)
     if sys.platform == "win32":
         raise AssertionError("the table of commands has it on Linux alone")
     with open_registry() as registry:
@@ -123,32 +134,6 @@ def access(
         entry = registry.change_settings(key, vm_id, **changes) if changes else registry.find(key)
         defaults = registry.defaults()
     print_entry(entry, defaults, as_json)
-
-
-def access_changes(
-    bind: tuple[str, ...],
-    bind_sddl: str | None,
-    connect: tuple[str, ...],
-    connect_sddl: str | None,
-    wildcard_binds: bool | None,
-    reset: bool,
-) -> dict[str, Any]:
-    """What the options about access change, as keywords for the registry.
-
-    Raises:
-        click.UsageError: one of them means nothing, or both ways to say who may are there.
-    """
-    changes: dict[str, Any] = dict.fromkeys(("bind", "connect", "wildcard_binds")) if reset else {}
-    for name, who, sddl in (("bind", bind, bind_sddl), ("connect", connect, connect_sddl)):
-        if who and sddl is not None:
-            raise click.UsageError(f"--{name} and --{name}-sddl both say who may {name}: give one of them")
-        if who:
-            changes[name] = allowed(name, who)
-        if sddl is not None:
-            changes[name] = _descriptor(name, sddl)
-    if wildcard_binds is not None:
-        changes["wildcard_binds"] = wildcard_binds
-    return changes
 
 
 def _descriptor(option: str, sddl: str) -> Any:

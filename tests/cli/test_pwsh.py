@@ -314,6 +314,8 @@ def test_a_conversation_at_a_terminal(web01: Environment) -> None:
         terminal.expect("goes on\r\n")
         terminal.expect(prompt)
         terminal.type("not finished")
+        # Ctrl-C takes away what is typed and not read yet, and readline would then wait for it
+        terminal.expect("not finished")
         terminal.interrupt_until(prompt)
         terminal.type("exit 5\n")
 

@@ -21,6 +21,7 @@ from hvsock import ServiceId
 from hvsock.fabric import client, paths
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.registry import Registry, ServiceEntry
+from hvsock.testing import leak_check
 from hvsock.virtio.packet import HEADER_BYTES, SEQPACKET, STREAM
 from hvsock.virtio.session import RX, TX
 from hvsock.virtio.virtqueue import WRITE
@@ -285,17 +286,15 @@ def test_a_vm_has_one_device(fabric: EmbeddedFabric, vm: PartitionHandle, device
 
 def test_nothing_is_left(fabric: EmbeddedFabric, vm: PartitionHandle, demo: ServiceEntry) -> None:
     """Whatever was under way when the device was closed: what it has open is closed."""
-    before = set(os.listdir("/proc/self/fd"))
     steps: list[Callable[[Guest], object]] = [
         lambda guest: guest.begin_connect(PORT),
         lambda guest: guest.begin_connect(hvsock.constants.VSOCK_BROKER_PORT),
         lambda guest: guest.pause(),
     ]
-    with listen(fabric, demo.id) as listener:
+    with leak_check(grace_seconds=PATIENCE_SECONDS), listen(fabric, demo.id) as listener:
         for step in steps:
             with DeviceThread(fabric, vm) as device, device.guest() as guest:
                 guest.connect(PORT)
                 accept(listener).close()
                 step(guest)
                 device.close()
-    wait_until(lambda: set(os.listdir("/proc/self/fd")) == before)

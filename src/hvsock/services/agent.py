@@ -27,8 +27,9 @@ from hvsock.fabric import client
 from .agenthood import Surroundings
 from .caller import Caller
 from .predefined import GUEST_HALVES
-from .service import Service, call
+from .service import Service, call, codec_of
 from .serving import RawService, Serving, open_serving
+from .session import Negotiation
 from .types import Limit, UInt32
 
 if sys.platform != "linux":
@@ -209,10 +210,32 @@ class Agent:
         log.info("%s is served", name)
 
     def _made(self, name: str) -> Service | RawService:
-        module, _, attribute = self._halves[name].partition(":")
-        kind = getattr(importlib.import_module(module), attribute)
+        kind = _half(self._halves[name])
         made: Service | RawService = kind(self if kind is GuestAgent else self._surroundings)
         return made
+
+
+def _half(path: str) -> Any:
+    """A guest half's class, of "module:class"."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load(off: Collection[str] = ()) -> None:
+    """Load all guest halves but some, and what their first questions need, for an agent in a fork of this process.
+
+    What cannot be loaded is left to the agent, which tells.
+
+    Args:
+        off: names of services that are not served.
+    """
+    codec_of(Negotiation)
+    for name, path in GUEST_HALVES.items():
+        if name not in off:
+            with contextlib.suppress(Exception):
+                kind = _half(path)
+                if issubclass(kind, Service):
+                    codec_of(kind)
 
 
 @contextlib.asynccontextmanager

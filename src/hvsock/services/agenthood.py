@@ -59,6 +59,7 @@ class Surroundings:
         policy: which operations may be called.
         end: ends the agent, once what it says to its callers is said; for a partition whose machine is another's.
         holds: why nothing may be switched off just now.
+        processes: those that the agent has besides its own, and that end with it.
         common: see :meth:`shared`.
     """
 
@@ -67,6 +68,7 @@ class Surroundings:
     policy: Policy = ALLOW_ALL
     end: Callable[[], object] = field(default=lambda: None)
     holds: Holds = field(default_factory=Holds)
+    processes: frozenset[int] = frozenset()
     common: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def shared(self, kind: Callable[[Surroundings], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -77,7 +78,7 @@ class Guest:
 @pytest.fixture(scope="module", autouse=True)
 def direct_keeper() -> Iterator[keeping.Keeper]:
     """One keeper for all tests of a module that imports this, so that asyncssh is loaded once."""
-    with keeping.kept(keeping.Keeper.started()) as made:
+    with contextlib.closing(keeping.Keeper.started()) as made, keeping.kept(made):
         yield made
 
 

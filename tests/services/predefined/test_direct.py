@@ -284,7 +284,7 @@ def test_sessions_are_bounded(tmp_path: Path) -> None:
                     assert (await other.run("echo again")).stdout == "again\n"
                     break
 
-    with keeping.kept(keeping.Keeper.started(sessions=1)):
+    with contextlib.closing(keeping.Keeper.started(sessions=1)) as made, keeping.kept(made):
         with_guest(tmp_path / "state", main)
 
 
@@ -425,7 +425,7 @@ def test_a_keeper_that_was_killed(tmp_path: Path) -> None:
             process.stdin.write("still\n")
             assert await process.stdout.readline() == "still\n"
 
-    with keeping.kept(keeping.Keeper.started()) as made:
+    with contextlib.closing(keeping.Keeper.started()) as made, keeping.kept(made):
         with_guest(tmp_path / "state", main)
 
 

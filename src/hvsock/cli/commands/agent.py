@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -12,10 +13,11 @@ from typing import Any
 import click
 
 from hvsock import transport
-from hvsock.cli.outcome import say
+from hvsock.cli.outcome import conclude, say
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.fabric import paths
 from hvsock.notify import notify
+from hvsock.services import loading
 from hvsock.services.agenthood import Surroundings, default_state_folder
 from hvsock.services.policy import Policy
 from hvsock.services.predefined.direct import keeping
@@ -64,15 +66,29 @@ def agent(
     folder = paths.partition_folder()
     chosen = state or os.environ.get("STATE_DIRECTORY") or default_state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
-    # before there are threads, and before what the keeper does not need; where a host came to Direct before, it
-    # comes again, and soon: the agent was started anew
-    keeper = keeping.Keeper.forked(load=was_handed_over(os.path.join(chosen, "direct")))
-    with keeping.kept(keeper):
-        asyncio.run(_run(own_machine, chosen, policy, folder, frozenset((*settings.get("off", ()), *off))))
+    disabled = frozenset((*settings.get("off", ()), *off))
+    keeper: keeping.Keeper | None = None
+    if was_handed_over(os.path.join(chosen, "direct")):
+        # the host that came to Direct before comes again, and soon: its keeper loads beside the supervisor
+        keeper = keeping.Keeper.forked(load=True)
+    with loading.for_good():
+        from hvsock.services.agent import load  # here, as it loads for seconds in an emulated guest
+        from hvsock.services.supervising import supervise
+
+        load(disabled)
+    supervisor = os.getpid()
+    with contextlib.closing(keeper or keeping.Keeper.forked()) as kept, keeping.kept(kept):
+
+        def run() -> None:
+            asyncio.run(_run(own_machine, chosen, policy, folder, disabled, supervisor))
+
+        sys.exit(supervise(lambda: conclude(run)))
 
 
-async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: frozenset[str]) -> None:
-    from hvsock.services.agent import Agent  # here, as it loads for seconds in an emulated guest
+async def _run(
+    own_machine: bool, state: str, policy: Policy, folder: str, off: frozenset[str], supervisor: int
+) -> None:
+    from hvsock.services.agent import Agent
 
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -82,7 +98,13 @@ async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: 
         if signal.getsignal(number) is signal.SIG_IGN:
             # ignored still, but not by the commands that it starts, which would ignore what it ignores
             signal.signal(number, lambda number, frame: None)
-    surroundings = Surroundings(own_machine, state, policy, lambda: loop.call_soon_threadsafe(over.set))
+    surroundings = Surroundings(
+        own_machine,
+        state,
+        policy,
+        end=lambda: loop.call_soon_threadsafe(over.set),
+        processes=frozenset({supervisor}),
+    )
     made = Agent(surroundings, None if own_machine else folder, off=off)
     serving = asyncio.create_task(made.run(folder))
     ending = asyncio.create_task(over.wait())
@@ -91,13 +113,15 @@ async def _run(own_machine: bool, state: str, policy: Policy, folder: str, off: 
         await asyncio.wait({serving, ending, ready}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             say(f"the agent is ready (process {os.getpid()})")
-            notify(f"READY=1\nMAINPID={os.getpid()}")
+            notify("READY=1")
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         notify("STOPPING=1")
         for task in (serving, ending, ready):
             task.cancel()
         await asyncio.wait({serving, ending, ready})
+        # systemd and the supervisor both send it: what comes second comes too late, and would be taken for a crash
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     if not serving.cancelled() and (error := serving.exception()) is not None:
         raise error
 

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import struct
 from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 PREFIX: Final = "hvsock-key:"
 """What such a password begins with."""
 _STATEMENT: Final = b"hvsock: PowerShell Direct as "
 _ALGORITHM: Final = b"ssh-ed25519"
+_SIGNATURE_HEAD: Final = struct.pack(">I", len(_ALGORITHM)) + _ALGORITHM + struct.pack(">I", 64)
+"""What the 64 bytes of a signature come after (RFC 8709, section 6)."""
 
 
 def signed(private: str, user: str) -> str:
@@ -32,14 +39,17 @@ def signed(private: str, user: str) -> str:
 
 def is_signed(public: str, user: str, password: str) -> bool:
     """Whether `password` was made for `user` by the owner of the key `public`."""
-    import asyncssh
-    from asyncssh.packet import PacketDecodeError
-
     try:
         signature = base64.b64decode(password.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
         return False
-    try:
-        return bool(asyncssh.import_public_key(public).verify(_STATEMENT + user.encode(), signature))
-    except (PacketDecodeError, asyncssh.KeyImportError, ValueError):
+    if not signature.startswith(_SIGNATURE_HEAD):
         return False
+    try:
+        key = load_ssh_public_key(public.encode())
+        if not isinstance(key, Ed25519PublicKey):
+            return False
+        key.verify(signature.removeprefix(_SIGNATURE_HEAD), _STATEMENT + user.encode())
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+        return False
+    return True

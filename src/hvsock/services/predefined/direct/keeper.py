@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import importlib
 import logging
 import os
@@ -28,6 +27,7 @@ import sys
 from typing import Any, Final, NoReturn
 
 from hvsock.fabric import passing
+from hvsock.services import loading
 
 from .order import MAX_ORDER_BYTES, Order
 
@@ -126,12 +126,8 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = Fa
 def _load() -> Any:
     """What serves connections, with asyncssh; the first time takes seconds in an emulated guest."""
     if _DOOR not in sys.modules:
-        gc.disable()  # modules stay: to look for garbage while they load, and in what children share, is a waste
-        try:
+        with loading.for_good():
             importlib.import_module(_DOOR)
-        finally:
-            gc.freeze()
-            gc.enable()
     return sys.modules[_DOOR]
 
 

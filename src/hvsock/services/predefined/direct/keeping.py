@@ -135,14 +135,13 @@ _kept: Keeper | None = None
 
 @contextlib.contextmanager
 def kept(made: Keeper) -> Iterator[Keeper]:
-    """Have `made` serve what comes to this process's Direct, for as long as the context lasts; then it ends."""
+    """Have `made`, which the caller closes, serve what comes to this process's Direct while the context lasts."""
     global _kept
     before, _kept = _kept, made
     try:
         yield made
     finally:
         _kept = before
-        made.close()
 
 
 def current() -> Keeper | None:
@@ -153,8 +152,5 @@ def current() -> Keeper | None:
 @contextlib.contextmanager
 def one_more() -> Iterator[Keeper]:
     """A keeper for one connection, where this process has none, or has one no more."""
-    made = Keeper.started()
-    try:
+    with contextlib.closing(Keeper.started()) as made:
         yield made
-    finally:
-        made.close()

@@ -159,7 +159,8 @@ class GuestShutdown(ShutdownService):
     async def _act(self, order: Order) -> None:
         if not self._surroundings.own_machine:
             folder = self._partition or paths.partition_folder()
-            await asyncio.to_thread(processes.end_all, folder, {os.getpid()}, force=order.force)
+            spared = {os.getpid(), *self._surroundings.processes}
+            await asyncio.to_thread(processes.end_all, folder, spared, force=order.force)
             self._surroundings.end()
             return
         await asyncio.to_thread(self._machine.act, order.action, order.reason, order.force)

@@ -1,4 +1,4 @@
-"""The agent survives pauses, resets, its own end and the broker's; the services answer again by themselves."""
+"""The agent survives pauses, resets, its own end, its supervisor's and the broker's; services answer again."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ from tests.vm.traffic.world import Guest, Kind, World
 EVENTS: Final = sample(5, 100)
 pytestmark = [needs_qemu, pytest.mark.timeout(PATIENCE * (2 + EVENTS))]
 
+KINDS: Final = ("pause", "reset", "broker", "agent", "supervisor")
 SEED: Final = 1
 TRY_SECONDS: Final = 30.0
 """How long one question may take: an emulated guest loads much for its first login."""
@@ -207,9 +208,16 @@ class Events:
         await asyncio.to_thread(self._world.broker.start)
 
     async def agent(self) -> None:
-        """An agent that is killed, and which init starts again."""
+        """An agent that is killed, and which its supervisor starts again."""
+        await self._killed("kill -9 $0")
+
+    async def supervisor(self) -> None:
+        """An agent whose supervisor is killed, and which init starts again."""
+        await self._killed("kill -9 $(sed -n 's/PPid:.//p' /proc/$0/status)")
+
+    async def _killed(self, how: str) -> None:
         before, pid = await self._services.instance(), await self._services.pid()
-        code, said = await asyncio.to_thread(self._guest.output, "kill", "-9", str(pid))
+        code, said = await asyncio.to_thread(self._guest.output, "sh", "-c", how, str(pid))
         assert code == 0, said
         await self._services.another(before)
 
@@ -217,7 +225,7 @@ class Events:
 def chosen(count: int) -> list[str]:
     """So many events at random, each kind once before any comes again."""
     generator = random.Random(SEED)
-    rounds = (generator.sample(("pause", "reset", "broker", "agent"), 4) for _ in itertools.count())
+    rounds = (generator.sample(KINDS, len(KINDS)) for _ in itertools.count())
     return list(itertools.islice(itertools.chain.from_iterable(rounds), count))
 
 

@@ -24,7 +24,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedFabric]:
         yield made
 
 
-def test_an_agent_and_its_partition_end(made: EmbeddedFabric, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("how", [(), ("--force",)])
+def test_an_agent_and_its_partition_end(
+    made: EmbeddedFabric, tmp_path_factory: pytest.TempPathFactory, how: tuple[str, ...]
+) -> None:
     env = environment(HVSOCK_DIR=made.folder, XDG_STATE_HOME=str(tmp_path_factory.mktemp("state")))
     env.pop("HVSOCK_PARTITION")
     in_web01 = ("run", "--partition", "web01", "--")
@@ -46,7 +49,7 @@ def test_an_agent_and_its_partition_end(made: EmbeddedFabric, tmp_path_factory: 
         assert "(a \\x1b[31mtest)" in shown
         assert "under way already" in invoke("shutdown", "web01", code=1).stderr
         assert "nothing is under way" in invoke("shutdown", "web01", "--cancel").stdout
-        assert invoke_json("shutdown", "web01", "--wait")["over"] is True
+        assert invoke_json("shutdown", "web01", "--wait", *how)["over"] is True
         assert program.wait(30) != 0
         assert agent.wait(30) == 0
 

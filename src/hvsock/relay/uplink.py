@@ -22,7 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from hvsock.addresses import HV_GUID_PARENT, Address, ServiceId, VmId, describe_vm_id
-from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+from hvsock.constants import (
+    ANSWER_GRACE_SECONDS,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECT_TIMEOUT,
+    HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
+)
 from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import messages, paths
 from hvsock.fabric.couriers import Couriers
@@ -30,7 +35,6 @@ from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
-from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.sockets.socket import RETRY_SECONDS
 from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock

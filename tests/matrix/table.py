@@ -209,8 +209,8 @@ _AFTER: Final = """
 ## What stands behind a no
 
 - **Kernel vsock** shows a reset as an end of stream, and sends none for data left unread at a close. So does a
-  guest's end over the device, while the host's end tells a reset that the device makes. A connection to the guest's
-  own context id goes over the loopback, and shows as that to who accepts it.
+  guest's end over the device, while the host's end tells a reset that the device makes. A connection to the
+  guest's own context id goes over the loopback, and shows as that to who accepts it.
 - **A guest** is reached by CIDs and ports: it has no SILOHOST, no CHILDREN, and no services without a port or an
   alias; what connects to it shows there with a port that the device chose. LOOPBACK within it is its kernel's.
 - **Hybrid sockets** are streams between a host and its VMs, and say neither who connects nor that a stream was

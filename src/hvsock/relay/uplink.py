@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 Way = Callable[[ServiceId], "socket"]
 """Makes a socket that is not connected yet and whose parent is the one that is meant, ready for a connect to a
-service; may take a moment, and raise OSError."""
+service; may take a moment, of seconds at most, and raise OSError."""
 
 VSOCK: Final = "vsock"
 UNIX: Final = "unix:"
@@ -223,8 +223,8 @@ def _decrease(counter: Counter[VmId], who: VmId) -> None:
 class _Connect:
     """A connect to the real parent, for the service and within the time that a courier asks for.
 
-    A thread begins it, since a way may have to ask somebody; then the reactor watches it. What is not said to
-    be in a thread is for the reactor's.
+    A thread begins it, since a way may have to ask somebody, which takes seconds at worst; then the reactor watches
+    it. What is not said to be in a thread is for the reactor's.
 
     Args:
         reactor: watches it.

@@ -223,8 +223,8 @@ def _decrease(counter: Counter[VmId], who: VmId) -> None:
 class _Connect:
     """A connect to the real parent, for the service and within the time that a courier asks for.
 
-    A thread begins it, since a way may have to ask somebody, which takes seconds at worst; then the reactor watches
-    it. What is not said to be in a thread is for the reactor's.
+    A thread begins it, since a way may have to ask somebody, which takes seconds at worst; then the reactor
+    watches it. What is not said to be in a thread is for the reactor's.
 
     Args:
         reactor: watches it.

@@ -9,13 +9,15 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from hvsock.testing.leaks import leak_check
 from tests.support import FEW, SOAK, sample
@@ -71,6 +73,8 @@ MANY_TESTS = 2_000
 """With fewer tests, somebody runs those of one part, and each set of parameters."""
 MOST_SETS = 3
 """Of parameters of one test elsewhere that `make test` tries, spread over all of them: most start processes."""
+LEFT_OUT = "left_out"
+"""What a process of xdist calls the tests that are left out, among its results."""
 VM_TIMEOUT_SECONDS = 180
 """Of one of them that names no time-out of its own."""
 
@@ -99,15 +103,26 @@ def spread(items: list[pytest.Item]) -> list[pytest.Item]:
     return [items[number * (len(items) - 1) // (MOST_SETS - 1)] for number in range(MOST_SETS)]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def sampled(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Those to run: not what is marked as part of the soak alone, and not most of many sets of parameters."""
+    if SOAK:
+        return items
+    items = [item for item in items if item.get_closest_marker("soak") is None]
+    if FEW or len(items) <= MANY_TESTS:
+        return items
+    return [item for _, same in itertools.groupby(items, test_of) for item in spread(list(same))]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Gives tests with VMs more time, and begins with them: they take longest, and few processes run them.
 
-    What is marked as part of the soak alone is left out in `make test`, and most of many sets of parameters.
+    What the sample leaves out the summary counts.
     """
-    if not SOAK:
-        items[:] = [item for item in items if item.get_closest_marker("soak") is None]
-    if not SOAK and not FEW and len(items) > MANY_TESTS:
-        items[:] = [item for _, same in itertools.groupby(items, test_of) for item in spread(list(same))]
+    kept = sampled(items)
+    left_out = set(items).difference(kept)
+    items[:] = kept
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
     for item in items:
         if has_vms(item.path) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(VM_TIMEOUT_SECONDS))
@@ -118,6 +133,23 @@ def pytest_collection_finish() -> None:
     """Sets all that was collected aside: no look for garbage goes through it again, here or in forked children."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Puts what is left out among the results of a process of xdist, which itself tells nobody."""
+    for item in items:
+        if hasattr(item.config, "workeroutput"):
+            item.config.workeroutput.setdefault(LEFT_OUT, []).append(item.nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Takes over what a process of xdist left out, for the summary; all of them leave out the same."""
+    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not reporter.stats.get("deselected"):
+        # one that crashed has no results
+        names = getattr(node, "workeroutput", {}).get(LEFT_OUT, [])
+        reporter.stats["deselected"] = [SimpleNamespace(nodeid=name) for name in names]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -44,6 +44,9 @@ HVSOCKET_CONNECT_TIMEOUT_MAX = 300_000
 """Milliseconds; the most that HVSOCKET_CONNECT_TIMEOUT takes (header)."""
 HVSOCKET_CONNECT_TIMEOUT_DEFAULT = 2_000
 """Milliseconds; what a connect waits when the option was not set (as Windows and Linux do)."""
+ANSWER_GRACE_SECONDS = 2.0
+"""Seconds that a connect waits past its time-out for whoever keeps that: the broker, a VMM, a device, or Windows
+(hvsock's own)."""
 
 HVSOCKET_ADDRESS_FLAG_PASSTHRU = 0x00000001
 """Flag of HVSOCKET_ADDRESS_INFO (header)."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +127,17 @@ def test_a_broker_that_is_silent_is_not_waited_for_without_end(
         with pytest.raises(NoFabricError, match="did not answer"):
             client.call(folder, "ping")
         go_on.set()
+
+
+def test_a_broker_that_answers_by_drops_has_no_more_time(tmp_path: Path) -> None:
+    def answer(link: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            for byte in Reply(0, bytes(4096)).pack():
+                link.send(bytes([byte]))
+                time.sleep(0.02)
+
+    with false_broker(tmp_path, answer) as folder, pytest.raises(NoFabricError, match=r"did not answer in 0\.2 s"):
+        client.call(folder, "ping", within=0.2)
 
 
 def test_a_full_queue_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,9 @@ from . import guests, local
 from .probes import NOT_RUN, PASSED
 from .table import FAKE, TRANSPORTS, Transport, empty, problems, rendered, word_of
 
+NOVEL: Final = f"{NOT_RUN}: it is newer than the last run of this transport"
+"""The outcome of a check of a transport whose data do not have it."""
+
 DOCS: Final = Path(__file__).parents[2] / "docs"
 DATA: Final = DOCS / "matrix.json"
 PAGE: Final = DOCS / "matrix.md"
@@ -39,7 +42,7 @@ def marked(transport: Transport, column: dict[str, Any]) -> dict[str, Any]:
     """The same, where a fake's passes are called fake, in the order of the suite."""
     checks = empty(transport)["checks"]
     for name in checks:
-        outcome = column["checks"].get(name, NOT_RUN)
+        outcome = column["checks"].get(name, NOVEL)
         checks[name] = FAKE if transport.is_fake and word_of(outcome) == PASSED else outcome
     return {"checks": checks, "throughput": column["throughput"]}
 

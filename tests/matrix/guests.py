@@ -23,6 +23,7 @@ from typing import Any, Final
 import hvsock
 from hvsock.addresses import (
     HV_GUID_CHILDREN,
+    HV_GUID_LOOPBACK,
     HV_GUID_PARENT,
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
@@ -50,7 +51,7 @@ from tests.vm.support import PATIENCE, default_guest, started
 from tests.vm.traffic.world import Asking, Guest, Kind, RemoteSocket, World
 
 from .hybrid import CID, host, hybrid_pair, hybrid_setting
-from .in_guest import take
+from .in_guest import OF_THE_HOST, take
 from .probes import FAILED, WAIT_SECONDS, Lack, Setting, Way, outcome_of, run_probes
 from .streams import run_suite
 
@@ -69,17 +70,8 @@ PROMPT_SECONDS: Final = 8.0
 """For one step of what may fail: longer than an emulated guest takes, and short enough to wait for often."""
 HAS: Final = Features(resets=False, delivers_before_reset=False)
 """Of a stream between a guest with Linux and its host."""
-REMOTE: Final = replace(
-    HAS,
-    descriptor=False,
-    peek=False,
-    makefile=False,
-    sendfile=False,
-    vectored=False,
-)
-"""Of both ends, as they are in reach: the methods of the guest's are called there by an agent."""
-HERE: Final = replace(HAS, peek=False, makefile=False, vectored=False)
-"""Of the host's end, with such a one at the other."""
+REMOTE: Final = replace(HAS, descriptor=False, sendfile=False)
+"""Of both ends, as they are in reach: an agent calls the methods of the guest's, and has no files of the host."""
 
 Column = dict[str, Any]
 
@@ -110,7 +102,7 @@ def in_world(kind: Kind) -> Iterator[tuple[World, Guest]]:
 
 
 def device_setting(world: World, guest: Guest) -> Setting:
-    """The guest and its host; what a guest does within itself is another column's."""
+    """The guest and its host; and the guest alone, over its kernel's loopback beside the device."""
 
     def host(type: int) -> hvsock.socket:
         return hvsock.socket(type=type)
@@ -126,18 +118,21 @@ def device_setting(world: World, guest: Guest) -> Setting:
             return registry.register(f"alias {alias}", port_alias=alias).id
 
     numbered = VmId.from_cid(guest.cid)
-    up, down = (HV_GUID_PARENT,) * 2, (guest.vm_id,) * 2
+    up, down, own = (HV_GUID_PARENT,) * 2, (guest.vm_id,) * 2, (HV_GUID_CHILDREN, HV_GUID_LOOPBACK)
+    alone = Way(inside, inside, HV_GUID_LOOPBACK, HV_GUID_LOOPBACK, own, own)
     to_host = Way(inside, host, HV_GUID_CHILDREN, HV_GUID_PARENT, up, down)
     to_guest = Way(host, inside, HV_GUID_PARENT, guest.vm_id, down, up)
     return Setting(
         {
             "connect_parent": to_host,
+            "connect_loopback": alone,
             "connect_vm_id": to_guest,
             "connect_cid": Way(host, inside, HV_GUID_PARENT, numbered, (numbered,) * 2, up),
             "connect_silohost": Lack(inside, "connect", HV_GUID_SILOHOST, errno.EADDRNOTAVAIL),
             "listen_any": Way(inside, host, HV_GUID_WILDCARD, HV_GUID_PARENT, up, down),
             "listen_children": to_host,
             "listen_parent": to_guest,
+            "listen_loopback": alone,
             "listen_vm_id": Way(inside, host, guest.vm_id, HV_GUID_PARENT, up, down),
             "listen_silohost": Lack(inside, "bind", HV_GUID_SILOHOST, errno.EADDRNOTAVAIL),
         },
@@ -200,8 +195,8 @@ def run_guest() -> dict[str, Column]:
         vsock = in_guest(guest, "vsock", "suite")
         device = run_probes(device_setting(world, guest))
         # one end of them is the kernel's AF_VSOCK
-        vsock |= {name: device[name] for name in ("connect_parent", "listen_parent")}
-        run = partial(run_suite, has=HAS, both=REMOTE, first=HERE, wait_seconds=WAIT_SECONDS)
+        vsock |= {name: device[name] for name in OF_THE_HOST}
+        run = partial(run_suite, has=HAS, both=REMOTE, wait_seconds=WAIT_SECONDS)
         both = [run(partial(world.pair, guest, by_guest)) for by_guest in (True, False)]
         device |= {name: worse(both[0][name], both[1][name]) for name in both[0]}
         port = world.port()
@@ -268,10 +263,11 @@ def run_vhost_device() -> Column:
             setting = hybrid_setting(inside, inside, vm_id, guest.service, ServiceId.new)
             checks = run_probes(setting)
             lack = Lack(host, "connect", vm_id, errno.EADDRNOTAVAIL)
-            no_guid = replace(setting, forms={"connect_vm_id": lack}, port_service=ServiceId.new)
+            forms = {**setting.forms, "connect_vm_id": lack}
+            no_guid = replace(setting, forms=forms, port_service=ServiceId.new)
             checks["service_guid"] = outcome_of(no_guid, "connect_vm_id")
             pair = partial(hybrid_pair, inside, vm_id, guest.service, PROMPT_SECONDS)
-            checks |= run_suite(pair, HAS, both=REMOTE, first=HERE, wait_seconds=PROMPT_SECONDS)
+            checks |= run_suite(pair, HAS, both=REMOTE, wait_seconds=PROMPT_SECONDS)
             with listen(path, 64_000, profile=VHOST_DEVICE) as listener:
                 rate = rates(guest, listener.accept, 64_000, ("up",))["up"]
             guest.forget()

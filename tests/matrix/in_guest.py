@@ -6,9 +6,11 @@ Usage: in_guest.py suite | rate fabric | rate loopback | rate up PORT
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import socket as stdlib
+import struct
 import sys
 import time
 from typing import Final
@@ -39,10 +41,20 @@ RATE_BYTES: Final = 32 << 20
 FEATURES: Final = Features(resets=False, delivers_before_reset=False)
 """Of the kernel's AF_VSOCK: a reset shows as an end of stream."""
 
+OF_THE_HOST: Final = ("connect_parent", "listen_parent")
+"""Probes that take a host, and are run from there."""
+
 
 def make(type: int) -> hvsock.socket:
     """A socket of this guest."""
     return hvsock.socket(type=type)
+
+
+def own_cid() -> int:
+    """The context id of this guest."""
+    with open("/dev/vsock", "rb") as device:
+        answer = fcntl.ioctl(device, stdlib.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+    return int(struct.unpack("@I", answer)[0])
 
 
 def loopback_pair() -> tuple[hvsock.socket, hvsock.socket]:
@@ -56,14 +68,16 @@ def loopback_pair() -> tuple[hvsock.socket, hvsock.socket]:
 
 
 def setting() -> Setting:
-    """The kernel's loopback; what takes a host is looked at from there."""
+    """The kernel's loopback."""
     own = (HV_GUID_CHILDREN, HV_GUID_LOOPBACK)
     alone = Way(make, make, HV_GUID_LOOPBACK, HV_GUID_LOOPBACK, own, own)
+    numbered = VmId.from_cid(own_cid())
     ports = itertools.count(61_500)
     return Setting(
         {
             "connect_loopback": alone,
             "connect_vm_id": Lack(make, "connect", VmId.new(), errno.EHOSTUNREACH),
+            "connect_cid": Way(make, make, HV_GUID_WILDCARD, numbered, (numbered,) * 2, own),
             "connect_silohost": Lack(make, "connect", HV_GUID_SILOHOST, errno.EADDRNOTAVAIL),
             "listen_any": Way(make, make, HV_GUID_WILDCARD, HV_GUID_LOOPBACK, own, own),
             "listen_children": Lack(make, "bind", HV_GUID_CHILDREN, errno.EADDRNOTAVAIL),
@@ -76,6 +90,7 @@ def setting() -> Setting:
         lambda: ServiceId.from_port(next(ports)),
         ServiceId.new,
         absent={"service_guid": errno.EADDRNOTAVAIL},
+        skipped=dict.fromkeys(OF_THE_HOST, "its host looks at that, and was not asked"),
     )
 
 

@@ -82,13 +82,13 @@ class Setting:
     """A transport, as probes see it.
 
     Attributes:
-        forms: the address forms, by the probe's name; those that are not there are not run.
+        forms: the address forms, by the probe's name; what is not there is in `skipped`.
         calling_here: a way whose connecting socket is of this process.
         serving_here: a way whose listening socket is.
         port_service: gives a fresh service that is a port.
         guid_service: gives a fresh service that is none.
         absent: errno of what the transport says it does not have, by the probe's name; None where it says nothing.
-        skipped: names of probes that cannot be run here.
+        skipped: why probes cannot be run here, by their names.
     """
 
     forms: Mapping[str, Way | Lack]
@@ -97,7 +97,11 @@ class Setting:
     port_service: Callable[[], ServiceId]
     guid_service: Callable[[], ServiceId]
     absent: Mapping[str, int | None] = field(default_factory=dict)
-    skipped: frozenset[str] = frozenset()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unexplained = [name for name in FORMS if name not in self.forms and not self.skipped.get(name)]
+        assert not unexplained, f"neither forms nor reasons why they are not run: {unexplained}"
 
 
 @contextlib.contextmanager
@@ -332,9 +336,12 @@ FAILED: Final = "fail"
 
 
 def outcome_of(setting: Setting, name: str) -> str:
-    """What became of a probe: a word of those above, after "no" and "fail" with a colon and what came instead."""
-    if name in setting.skipped or (name in FORMS and name not in setting.forms):
-        return NOT_RUN
+    """What became of a probe: a word of those above; where there is more to say, after a colon.
+
+    After "no" and "fail" that is what came instead, after "not run" the reason.
+    """
+    if name in setting.skipped:
+        return f"{NOT_RUN}: {setting.skipped[name]}"
     try:
         if name in setting.absent:
             return _absence(setting, name, setting.absent[name])

@@ -12,7 +12,7 @@ from .probes import ABSENT, FAILED, NOT_RUN, ONLY_ONE_WAY, PASSED
 FAKE: Final = "fake"
 """In place of "pass" where it ran against a fake."""
 WORDS: Final = (PASSED, ONLY_ONE_WAY, FAKE, ABSENT, NOT_RUN, FAILED)
-"""Every outcome begins with one of these; after a colon may stand what came instead."""
+"""Every outcome begins with one of these; after a colon stands what came instead, or why it was not run."""
 COMMAND: Final = "make matrix"
 
 
@@ -64,7 +64,7 @@ TRANSPORTS: Final = (
 
 
 def empty(transport: Transport) -> dict[str, Any]:
-    """The data of a transport of which nothing was run."""
+    """The data of a transport of which nothing was run, which needs no reason."""
     return {"checks": dict.fromkeys(ALL_CHECKS, NOT_RUN), "throughput": None}
 
 
@@ -83,6 +83,8 @@ def problems(data: Mapping[str, Any]) -> list[str]:
                 found.append(f"{transport.key}: {name} says {word!r}, and it is a fake")
             elif word == FAKE and not transport.is_fake:
                 found.append(f"{transport.key}: {name} says {FAKE!r}, and it is none")
+            elif word == NOT_RUN and not reason_of(outcome) and not is_unknown(checks):
+                found.append(f"{transport.key}: {name} was not run, and no reason is given")
     found += [f"there is no transport {key}" for key in data if key not in {one.key for one in TRANSPORTS}]
     return found
 
@@ -92,12 +94,22 @@ def word_of(outcome: str) -> str:
     return outcome.partition(":")[0]
 
 
+def reason_of(outcome: str) -> str:
+    """What stands behind the colon."""
+    return outcome.partition(": ")[2]
+
+
+def is_unknown(checks: Mapping[str, str]) -> bool:
+    """Whether nothing was run of a transport."""
+    return all(outcome == NOT_RUN for outcome in checks.values())
+
+
 def cell(outcomes: Sequence[str]) -> str:
     """What the table shows of a feature with these outcomes."""
     words = Counter(word_of(one) for one in outcomes)
     if len(words) == 1:
         word = next(iter(words))
-        reasons = {one.partition(": ")[2] for one in outcomes} - {""}
+        reasons = {reason_of(one) for one in outcomes} - {""}
         if word == ABSENT and len(reasons) == 1:
             return f"no: {reasons.pop()}"
         return f"**{word.upper()}**" if word == FAILED else word
@@ -108,6 +120,17 @@ def cell(outcomes: Sequence[str]) -> str:
 def ratio(value: float | None) -> str:
     """Throughput over the fabric's, as the table shows it."""
     return NOT_RUN if value is None else f"{value:.2g}x"
+
+
+def unrun(title: str, checks: Mapping[str, str]) -> list[str]:
+    """The lines of what was not run of a transport, those with one reason together."""
+    if is_unknown(checks):
+        return [f"- {title}: nothing was run."]
+    names: dict[str, list[str]] = {}
+    for name, outcome in checks.items():
+        if word_of(outcome) == NOT_RUN:
+            names.setdefault(reason_of(outcome), []).append(f"`{name}`")
+    return [f"- {title}, {', '.join(those)}: {reason}." for reason, those in names.items()]
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -131,16 +154,19 @@ def rendered(data: Mapping[str, Any]) -> str:
             lines.append(_row([feature.name, *cells]))
     rates = [FAKE if one.is_fake else ratio(data[one.key]["throughput"]) for one in TRANSPORTS]
     failures = [
-        f"- {one.title}, `{name}`: {outcome.partition(': ')[2].removeprefix(name).lstrip(': ')}"
+        f"- {one.title}, `{name}`: {reason_of(outcome).removeprefix(name).lstrip(': ')}"
         for one in TRANSPORTS
         for name, outcome in data[one.key]["checks"].items()
         if word_of(outcome) == FAILED
     ]
+    left_out = [line for one in TRANSPORTS for line in unrun(one.title, data[one.key]["checks"])]
     lines += [
         _row(["**Throughput**", *blank]),
         _row(["64 KiB writes, over the fabric's on the same processor", *rates]),
         *_BETWEEN.splitlines(),
         *(failures or ["Nothing."]),
+        *_BEHIND_FAILURES.splitlines(),
+        *(left_out or ["Nothing."]),
         *_AFTER.splitlines(),
     ]
     return "\n".join(lines) + "\n"
@@ -159,7 +185,7 @@ run it leaves as it was, or as `not run`.
 | pass, one end | they passed for the host's end; the guest's is out of reach of such a check |
 | fake | they passed against a fake, which says nothing of the real thing |
 | no | the transport does not have it; with an errno, that is what it was seen to say |
-| not run | nothing is known |
+| not run | nothing is known; why not, see below the table |
 | FAIL | it does not do what it should; see below the table |
 
 The transports, and what they were run with:
@@ -172,18 +198,23 @@ inside that guest. It is told, and nothing depends on it.
 ## What fails
 
 """
+_BEHIND_FAILURES: Final = """
+What fails with vhost-device-vsock 0.3.0 is its own doing, seen from a plain socket: it ends both directions when
+the host ends one, and does not tell the host that the guest ended one; see [hybrid sockets](hybrid.md).
+
+## What was not run
+
+"""
 _AFTER: Final = """
 ## What stands behind a no
 
 - **Kernel vsock** shows a reset as an end of stream, and sends none for data left unread at a close. So does a
-  guest's end over the device, while the host's end tells a reset that the device makes.
+  guest's end over the device, while the host's end tells a reset that the device makes. A connection to the
+  guest's own context id goes over the loopback, and shows as that to who accepts it.
 - **A guest** is reached by CIDs and ports: it has no SILOHOST, no CHILDREN, and no services without a port or an
-  alias; what connects to it shows there with a port that the device chose. What it does within itself is in the
-  column of its kernel.
+  alias; what connects to it shows there with a port that the device chose. LOOPBACK within it is its kernel's.
 - **Hybrid sockets** are streams between a host and its VMs, and say neither who connects nor that a stream was
   reset: `hvsock hybrid serve`, too, shows a reset as an end of stream. vhost-device-vsock takes ports alone.
-- **Windows** has no SOCK_SEQPACKET for these sockets, and documents no way to read an option back.
-
-What fails with vhost-device-vsock 0.3.0 is its own doing, seen from a plain socket: it ends both directions when
-the host ends one, and does not tell the host that the guest ended one; see [hybrid sockets](hybrid.md).
+- **Windows** has no SOCK_SEQPACKET for these sockets, and documents no way to read an option back. It knows VMs by
+  their ids alone: one that is made of a CID is no VM.
 """

@@ -21,11 +21,12 @@ assert sys.platform == "linux"
 import hvsock
 from hvsock.addresses import HV_GUID_PARENT, ServiceId
 from hvsock.errors import UsageError
-from hvsock.fabric import client
+from hvsock.fabric import client, vsocklink
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.reactor import Reactor
 from hvsock.relay import uplink as uplink_module
 from hvsock.relay.uplink import Uplink, way_of
+from hvsock.sockets.vsock import ports
 from tests.fabric.peers import wait_until
 
 ECHO = ServiceId("11111111-2222-4333-8444-555555555555")
@@ -306,6 +307,38 @@ def test_a_connect_has_its_time(worlds: Worlds) -> None:
         with pytest.raises(TimeoutError):
             sock.connect((HV_GUID_PARENT, ECHO))
         wait_until(lambda: not uplink._connecting)
+
+
+@pytest.fixture
+def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the broker of the host above is, as its guest sees it: one that takes calls and never answers."""
+    path = str(tmp_path / "above")
+    monkeypatch.setattr(socket, "AF_VSOCK", socket.AF_UNIX)
+    monkeypatch.setattr(vsocklink, "connect", lambda link: link.connect(path))
+    monkeypatch.setattr(ports, "LEARN_SECONDS", 0.2)
+    monkeypatch.setattr(ports, "_silent_until", 0.0)
+    return path
+
+
+def test_a_host_that_never_answers_is_not_waited_for(worlds: Worlds, hung: str) -> None:
+    """Its port aliases are asked for once, and all connects that need one fail."""
+    worlds.way = "vsock"
+    with socket.socket(socket.AF_UNIX) as broker:
+        broker.bind(hung)
+        broker.listen()
+        with worlds.uplink() as uplink:
+            with pytest.raises(OSError, match=r"the host did not answer in 0\.2 s") as failed:
+                worlds.connect(worlds.inner.host)
+            assert failed.value.errno == errno.ENETUNREACH
+            for partition in (worlds.inner.host, worlds.container):
+                with pytest.raises(OSError, match="the host did not answer just now"):
+                    worlds.connect(partition, passthru=partition is worlds.container)
+            wait_until(lambda: not uplink._connecting)
+        link, _ = broker.accept()
+        link.close()
+        broker.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            broker.accept()
 
 
 def test_its_end_waits_for_no_connect(worlds: Worlds) -> None:

@@ -83,7 +83,7 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_programs_are_those_of_windows() -> None:
     """Whatever lies in the current folder."""
-    for program in (powershell.PROGRAM, vms.HCSDIAG, vms.WSLINFO):
+    for program in (powershell.PROGRAM, vms.HVC, vms.HCSDIAG, vms.WSLINFO):
         assert ntpath.isabs(program[0])
         assert "system32" in program[0].lower()
 
@@ -91,6 +91,28 @@ def test_programs_are_those_of_windows() -> None:
 def test_no_such_program() -> None:
     with pytest.raises(NotReadyError, match=r"^powershell-that-is-not-there cannot be run: "):
         powershell.ask("1", ("powershell-that-is-not-there",))
+
+
+def test_hvc() -> None:
+    """As OpenVMM reads it: the id, alone; it says what goes wrong elsewhere, and nothing here."""
+    asked: list[tuple[str, ...]] = []
+
+    def hvc(arguments: tuple[str, ...]) -> bytes:
+        asked.append(arguments)
+        return f"{ID.upper()}\r\n".encode() if arguments[-1] == "wéb 01" else b""
+
+    assert vms.by_hvc("wéb 01", hvc) == [Vm(ID, "wéb 01", vms.UNKNOWN)]
+    assert vms.by_hvc("none", hvc) == []
+    assert asked == [(*vms.HVC, "wéb 01"), (*vms.HVC, "none")]
+    for text in (f"{ID}\r\n{OTHER}\r\n", "Usage: hvc <command>"):
+        with pytest.raises(RemoteError, match=r"^hvc says: '"):
+            vms.by_hvc("twin", saying(text))
+
+
+@pytest.mark.parametrize("name", ["-?", "/help", "a\0b"])
+def test_what_hvc_is_not_asked_for(name: str) -> None:
+    with pytest.raises(NotReadyError, match="cannot be asked for"):
+        vms.by_hvc(name, saying(str(ID)))
 
 
 def test_hcsdiag() -> None:
@@ -109,33 +131,33 @@ def test_wslinfo() -> None:
         vms.by_wslinfo(saying("invalid option".encode("utf-16-le")))
 
 
-def failing(error: HvsockError) -> Callable[[], list[Vm]]:
+def failing(error: HvsockError) -> Callable[[str], list[Vm]]:
     """A source that cannot be asked."""
 
-    def source() -> list[Vm]:
+    def source(name: str) -> list[Vm]:
         raise error
 
     return source
 
 
 def test_find(monkeypatch: pytest.MonkeyPatch) -> None:
-    def first() -> list[Vm]:
+    def first(name: str) -> list[Vm]:
         return [Vm(ID, "Web01", "Off"), Vm(OTHER, "twin", "Off"), Vm(WSL_ID, "TWIN", "Off")]
 
-    def second() -> list[Vm]:
+    def second(name: str) -> list[Vm]:
         return [Vm(OTHER, "cowork", "Running")]
 
-    assert vms.find("web01", first, (second,)).id == ID
-    assert vms.find("COWORK", first, (second,)).id == OTHER
-    assert vms.find("cowork", failing(RefusedError("no")), (second,)).id == OTHER
+    assert vms.find("web01", (first, second)).id == ID
+    assert vms.find("COWORK", (first, second)).id == OTHER
+    assert vms.find("cowork", (failing(RefusedError("no")), second)).id == OTHER
     with pytest.raises(NotFoundError, match=rf"2 VMs are called 'twin'; .*{OTHER}, {WSL_ID}"):
-        vms.find("twin", first, (second,))
+        vms.find("twin", (first, second))
     with pytest.raises(NotFoundError, match=r"^this host has no VM 'none'$"):
-        vms.find("none", first, (second,))
+        vms.find("none", (first, second))
     with pytest.raises(NotFoundError, match=r"no VM 'none'; not all could be asked: no; nor this$"):
-        vms.find("none", failing(RefusedError("no")), (failing(NotReadyError("nor this")),))
+        vms.find("none", (failing(RefusedError("no")), failing(NotReadyError("nor this"))))
     monkeypatch.setattr(vms, "by_wslinfo", lambda: [Vm(WSL_ID, "WSL", "Running")])
-    assert vms.find("wsl", failing(RefusedError("never asked")), ()).id == WSL_ID
+    assert vms.find("wsl", (failing(RefusedError("never asked")),)).id == WSL_ID
 
 
 def test_resolve() -> None:

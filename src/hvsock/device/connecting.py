@@ -10,10 +10,10 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from hvsock.addresses import HV_GUID_PARENT, SERVICE_WILDCARD, Address, ServiceId, VmId
-from hvsock.constants import HVSOCKET_CONNECT_TIMEOUT_DEFAULT, VSOCK_BROKER_PORT
+from hvsock.constants import ANSWER_GRACE_SECONDS, HVSOCKET_CONNECT_TIMEOUT_DEFAULT, VSOCK_BROKER_PORT
 from hvsock.errors import ProtocolError
 from hvsock.fabric import client, messages, passing, paths
 from hvsock.fabric.marks import EndMark
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from hvsock.virtio.muxer import Muxer
 
 log = logging.getLogger(__name__)
-
-ANSWER_GRACE_SECONDS: Final = 2.0
-"""How long a connect waits past its time-out for whoever has to settle it: the broker, or another VM's device."""
 
 
 class Connects:

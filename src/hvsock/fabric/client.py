@@ -149,13 +149,14 @@ def listen(folder: str, listener_id: bytes, backlog: int) -> None:
         raise OSError(reply.errno, reply.text)
 
 
-def call(folder: str | None, method: str, **parameters: Any) -> Any:
+def call(folder: str | None, method: str, *, within: float | None = None, **parameters: Any) -> Any:
     """Call a method of the broker (see :mod:`hvsock.fabric.broker.calls`) and return its result.
 
     Args:
         folder: the partition's folder, which says who asks; None to ask the host of this guest, whatever the
             transport of the process.
         method: the method's name.
+        within: seconds for all of it; None for :data:`REPLY_SECONDS`. No method has a parameter of that name.
         parameters: what JSON takes, at most :data:`messages.MAX_CALL_BYTES` in all.
 
     Raises:
@@ -169,7 +170,7 @@ def call(folder: str | None, method: str, **parameters: Any) -> Any:
     except ValueError as error:
         raise errors.UsageError(str(error)) from None
     try:
-        reply, descriptors = _ask(folder, request)
+        reply, descriptors = _ask(folder, request, within)
     except OSError as error:
         if error.errno in (errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOBUFS):
             raise NoFabricError(error.strerror or str(error)) from None
@@ -220,54 +221,86 @@ def _way(folder: str | None) -> _Way:
     )
 
 
-def _ask(folder: str | None, request: Request) -> tuple[Reply, list[int]]:
+class _Limit:
+    """The time until which all steps of one request have to be done.
+
+    Args:
+        seconds: until then.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether that time has come."""
+        return time.monotonic() >= self._deadline
+
+    @property
+    def left(self) -> float:
+        """Seconds, more than zero.
+
+        Raises:
+            TimeoutError: none are left.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+def _ask(folder: str | None, request: Request, within: float | None = None) -> tuple[Reply, list[int]]:
     """Send one request and read its reply, with the descriptors that came along (close-on-exec, the caller's)."""
     way = _way(folder)
+    limit = _Limit(REPLY_SECONDS if within is None else within)
     try:
         link = socket.socket(way.family, socket.SOCK_STREAM)
     except OSError as error:
         raise way.error(error) from None
     with link:
-        link.settimeout(REPLY_SECONDS)
-        deadline = time.monotonic() + REPLY_SECONDS
+        link.settimeout(limit.seconds)
         try:
             while True:
                 try:
                     way.connect(link)
                     break
                 except BlockingIOError:  # the broker's queue is full
-                    if time.monotonic() > deadline:
+                    if limit.is_over:
                         raise
                 time.sleep(RETRY_SECONDS)
+            link.settimeout(limit.left)
             link.sendall(request.pack())
+            link.settimeout(limit.left)
             head, descriptors, _ = passing.receive(link, messages.REPLY_HEADER_BYTES, 1)
         except TimeoutError:
-            raise _no_answer(way) from None
+            raise _no_answer(way, limit) from None
         except OSError as error:
             raise way.error(error) from None
         try:
             if not head:
                 raise OSError(errno.ENETUNREACH, f"{way.broker} ended before it answered")
-            head += _receive_exactly(link, messages.REPLY_HEADER_BYTES - len(head))
+            head += _receive_exactly(link, messages.REPLY_HEADER_BYTES - len(head), limit)
             code, length = messages.parse_reply_header(head)
-            body = _receive_exactly(link, length)
+            body = _receive_exactly(link, length, limit)
         except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
             if isinstance(error, TimeoutError):
-                raise _no_answer(way) from None
+                raise _no_answer(way, limit) from None
             raise
         return Reply(code, body), descriptors
 
 
-def _no_answer(way: _Way) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"{way.broker} did not answer in {REPLY_SECONDS:g} s")
+def _no_answer(way: _Way, limit: _Limit) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, f"{way.broker} did not answer in {limit.seconds:g} s")
 
 
-def _receive_exactly(link: socket.socket, length: int) -> bytes:
+def _receive_exactly(link: socket.socket, length: int, limit: _Limit) -> bytes:
     body = bytearray(length)
     view = memoryview(body)
     while view:
+        link.settimeout(limit.left)
         received = link.recv_into(view)
         if not received:
             raise ProtocolError(f"the broker's reply ended {len(view)} bytes early")

@@ -22,7 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from hvsock.addresses import HV_GUID_PARENT, Address, ServiceId, VmId, describe_vm_id
-from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, HVSOCKET_CONNECT_TIMEOUT_DEFAULT
+from hvsock.constants import (
+    ANSWER_GRACE_SECONDS,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECT_TIMEOUT,
+    HVSOCKET_CONNECT_TIMEOUT_DEFAULT,
+)
 from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import messages, paths
 from hvsock.fabric.couriers import Couriers
@@ -30,7 +35,6 @@ from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
-from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.sockets.socket import RETRY_SECONDS
 from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock
@@ -51,7 +55,7 @@ log = logging.getLogger(__name__)
 
 Way = Callable[[ServiceId], "socket"]
 """Makes a socket that is not connected yet and whose parent is the one that is meant, ready for a connect to a
-service; may take a moment, and raise OSError."""
+service; may take a moment, of seconds at most, and raise OSError."""
 
 VSOCK: Final = "vsock"
 UNIX: Final = "unix:"
@@ -219,8 +223,8 @@ def _decrease(counter: Counter[VmId], who: VmId) -> None:
 class _Connect:
     """A connect to the real parent, for the service and within the time that a courier asks for.
 
-    A thread begins it, since a way may have to ask somebody; then the reactor watches it. What is not said to
-    be in a thread is for the reactor's.
+    A thread begins it, since a way may have to ask somebody, which takes seconds at worst; then the reactor
+    watches it. What is not said to be in a thread is for the reactor's.
 
     Args:
         reactor: watches it.

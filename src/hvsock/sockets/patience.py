@@ -16,9 +16,6 @@ FIRST_PAUSE_SECONDS: Final = 0.01
 LONGEST_PAUSE_SECONDS: Final = 0.25
 """So a service is noticed a quarter of a second after it came, at most."""
 
-ANSWER_GRACE_SECONDS: Final = 2.0
-"""How long a blocking connect waits past its time-out for who keeps that: the broker, a VMM, or Windows."""
-
 AddressLike = str | tuple[str, str]
 """A URL (``hvsocket://VM/SERVICE``, ``vsock://CID:PORT``, ``unix:PATH?hybrid=PORT``), or the pair (VM, SERVICE),
 each half a GUID, a word, a port or a name."""

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 from hvsock.addresses import HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
+    ANSWER_GRACE_SECONDS,
     HV_PROTOCOL_RAW,
     HvsocketOption,
 )
@@ -33,7 +34,6 @@ from hvsock.topology.reachability import own_view
 from . import accepting, connecting, guards, options, sharing
 from .connecting import Pending
 from .guards import MAX_SEQPACKET_BYTES
-from .patience import ANSWER_GRACE_SECONDS
 from .sockaddr import parse_sockaddr
 
 if sys.platform != "linux":

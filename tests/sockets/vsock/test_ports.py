@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,11 +30,15 @@ class Host:
             {"id": str(OTHER), "name": "no alias", "port_alias": None},
         ]
         self.calls = 0
-        self.gone = False
+        self.gone = self.hangs = False
 
-    def call(self, folder: str, method: str) -> list[dict[str, Any]]:
+    def call(self, folder: str, method: str, *, within: float | None) -> list[dict[str, Any]]:
         assert method == "services"
         self.calls += 1
+        if self.hangs:
+            assert within is not None
+            time.sleep(within)
+            raise NoFabricError("the host did not answer")
         if self.gone:
             raise NoFabricError("the host is away")
         return self.services
@@ -44,6 +50,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
     monkeypatch.setattr(client, "call", made.call)
     monkeypatch.setattr(ports, "_aliases", {})
+    monkeypatch.setattr(ports, "_silent_until", 0.0)
     return made
 
 
@@ -80,6 +87,30 @@ def test_a_way_up_asks_again_after_a_while(host: Host, monkeypatch: pytest.Monke
         ports.learn(DEMO)
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert host.calls == calls + 1, "the fabric inside is not asked in its place"
+
+
+def test_a_way_up_does_not_wait_for_a_host_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks once, for all that want to know, and again after a while."""
+    monkeypatch.setattr(ports, "LEARN_SECONDS", 0.05)
+    host.hangs = True
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(ports.learn, DEMO) for _ in range(4)]
+        failures = [future.exception() for future in futures]
+    assert sorted(str(one) for one in failures)[0].endswith("the host did not answer")
+    assert sum("just now" in str(one) for one in failures) == 3
+    assert {one.errno for one in failures if isinstance(one, OSError)} == {errno.ENETUNREACH}
+    assert host.calls == 1
+    ports.learn(ServiceId.from_port(80))
+    host.hangs = False
+    with pytest.raises(OSError, match="just now"):
+        ports.learn(DEMO)
+    monkeypatch.setattr(ports, "_silent_until", 0.0)
+    ports.learn(DEMO)
+    host.gone = True
+    monkeypatch.setattr(ports, "FRESH_SECONDS", -1.0)
+    for _ in range(2):  # one that is gone says so at once
+        with pytest.raises(OSError, match="the host is away"):
+            ports.learn(DEMO)
 
 
 def test_a_service_without_a_port_is_told_what_to_do(host: Host) -> None:

@@ -6,6 +6,7 @@ Requests over different connections are served at once, those over one in turn.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -85,12 +86,26 @@ def outcome_of(work: Callable[[], Any]) -> dict[str, Any]:
         }
 
 
+def sendmsg(sock: stdlib.socket, data: bytes, sizes: list[int]) -> int:
+    """Send `data` as buffers of those sizes."""
+    file = io.BytesIO(data)
+    return sock.sendmsg([file.read(size) for size in sizes])
+
+
+def recvmsg_into(sock: stdlib.socket, payload: list[bytes], sizes: list[int]) -> int:
+    """Receive into buffers of those sizes; returns the flags."""
+    buffers = [bytearray(size) for size in sizes]
+    count, _, flags, _ = sock.recvmsg_into(buffers)
+    payload.append(b"".join(buffers)[:count])
+    return flags
+
+
 class Agent:
-    """The agent's sockets, jobs and processes."""
+    """The agent's sockets and their files, jobs and processes."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._sockets: dict[int, stdlib.socket] = {}
+        self._kept: dict[int, Any] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._jobs = Jobs()
 
@@ -125,22 +140,28 @@ class Agent:
         """A fresh socket: of hvsock, or Python's own; returns its number."""
         return self._keep(stdlib.socket(stdlib.AF_VSOCK, type) if plain else hvsock.socket(type=type))
 
-    def _keep(self, sock: stdlib.socket) -> int:
+    def _keep(self, one: Any) -> int:
         number = next(self._numbers)
-        self._sockets[number] = sock
+        self._kept[number] = one
         return number
 
-    def do_call(self, data: bytes, payload: list[bytes], socket: int, method: str, arguments: list[Any]) -> Any:
-        """Call a method of a socket, with the bytes that came as the first argument where there are any."""
-        sock = self._sockets[socket]
+    def do_call(self, data: bytes, payload: list[bytes], number: int, method: str, arguments: list[Any]) -> Any:
+        """Call a method of a socket or a file; bytes that came are its first argument."""
+        one = self._kept[number]
+        if method == "sendmsg":
+            return sendmsg(one, data, arguments)
+        if method == "recvmsg_into":
+            return recvmsg_into(one, payload, arguments)
+        if method == "makefile":
+            return self._keep(one.makefile(arguments[0], **arguments[1]))
         if method in ("connect", "bind"):
             arguments = [tuple(arguments[0])]
-        result = getattr(sock, method)(*([data] if data else []), *arguments)
+        result = getattr(one, method)(*([data] if data else []), *arguments)
         if method == "close":
-            del self._sockets[socket]
+            del self._kept[number]
         elif method == "accept":
             accepted, peer = result
-            accepted.settimeout(sock.gettimeout())
+            accepted.settimeout(one.gettimeout())
             return self._keep(accepted), peer
         elif isinstance(result, bytes):
             payload.append(result)

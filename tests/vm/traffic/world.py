@@ -66,8 +66,8 @@ class Kind:
     agent: bool = False
 
 
-class RemoteSocket:
-    """A socket of a guest; its methods are those of a socket, with a socket's errors."""
+class Remote:
+    """What is in a guest, and has methods that its agent calls."""
 
     def __init__(self, guest: Asking, number: int) -> None:
         self._guest = guest
@@ -76,8 +76,51 @@ class RemoteSocket:
 
     def _call(self, method: str, *arguments: Any, data: bytes = b"") -> tuple[Any, bytes]:
         if self._closed:
-            raise ValueError("the socket is closed")
-        return self._guest.exchange("call", data, socket=self._number, method=method, arguments=arguments)
+            raise ValueError("it is closed")
+        return self._guest.exchange("call", data, number=self._number, method=method, arguments=arguments)
+
+    def close(self) -> None:
+        """Close it there, once."""
+        if not self._closed:
+            self._call("close")
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, GuestError):  # the guest, and all that is in it, may be gone
+            self.close()
+
+
+class RemoteFile(Remote):
+    """A file that a socket of a guest made: what it takes and gives is text or bytes, as with any file."""
+
+    def write(self, data: Any, /) -> int:
+        """See :meth:`io.BufferedWriter.write`, and that of text."""
+        found, _ = self._call("write", data) if isinstance(data, str) else self._call("write", data=bytes(data))
+        return int(found)
+
+    def writelines(self, lines: list[str], /) -> None:
+        """See :meth:`io.IOBase.writelines`; of text."""
+        self._call("writelines", lines)
+
+    def flush(self) -> None:
+        """See :meth:`io.IOBase.flush`."""
+        self._call("flush")
+
+    def readline(self) -> Any:
+        """See :meth:`io.IOBase.readline`."""
+        text, data = self._call("readline")
+        return data if text is None else text
+
+    def __iter__(self) -> Iterator[Any]:
+        while line := self.readline():
+            yield line
+
+
+class RemoteSocket(Remote):
+    """A socket of a guest; its methods are those of a socket, with a socket's errors."""
 
     def settimeout(self, value: float | None, /) -> None:
         """See :meth:`socket.socket.settimeout`."""
@@ -124,9 +167,9 @@ class RemoteSocket:
         if data := bytes(data):
             self._call("sendall", data=data)
 
-    def recv(self, bufsize: int, /) -> bytes:
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """See :meth:`socket.socket.recv`."""
-        return self._call("recv", bufsize)[1]
+        return self._call("recv", bufsize, flags)[1]
 
     def recv_into(self, buffer: Any, /) -> int:
         """See :meth:`socket.socket.recv_into`."""
@@ -138,18 +181,23 @@ class RemoteSocket:
         """See :meth:`socket.socket.shutdown`."""
         self._call("shutdown", how)
 
-    def close(self) -> None:
-        """See :meth:`socket.socket.close`."""
-        if not self._closed:
-            self._call("close")
-            self._closed = True
+    def sendmsg(self, buffers: list[Any], /) -> int:
+        """See :meth:`socket.socket.sendmsg`."""
+        pieces = [bytes(one) for one in buffers]
+        return int(self._call("sendmsg", *map(len, pieces), data=b"".join(pieces))[0])
 
-    def __enter__(self) -> Self:
-        return self
+    def recvmsg_into(self, buffers: list[Any], /) -> tuple[int, list[Any], int, None]:
+        """See :meth:`socket.socket.recvmsg_into`; neither ancillary data nor an address come along."""
+        flags, data = self._call("recvmsg_into", *map(len, buffers))
+        left = data
+        for buffer in buffers:
+            piece, left = left[: len(buffer)], left[len(buffer) :]
+            memoryview(buffer)[: len(piece)] = piece
+        return len(data), [], flags, None
 
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError, GuestError):  # the guest, and its sockets with it, may be gone
-            self.close()
+    def makefile(self, mode: str = "r", **keywords: Any) -> RemoteFile:
+        """See :meth:`socket.socket.makefile`."""
+        return RemoteFile(self._guest, self._call("makefile", mode, keywords)[0])
 
 
 class Asking(ABC):

@@ -23,8 +23,9 @@ from hvsock.cli.sessions import (
     session_options,
     shown,
 )
+from hvsock.constants import ANSWER_GRACE_SECONDS
 from hvsock.sockets.chosen import class_for, socket
-from hvsock.sockets.patience import ANSWER_GRACE_SECONDS, AddressLike, connect_patiently
+from hvsock.sockets.patience import AddressLike, connect_patiently
 
 STANDARD_INPUT: Final = 0
 

@@ -25,14 +25,13 @@ from hvsock.addresses import (
     VmId,
 )
 from hvsock.config.settings import Vm
-from hvsock.constants import AF_HYPERV, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT
+from hvsock.constants import AF_HYPERV, ANSWER_GRACE_SECONDS, HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT
 from hvsock.errors import HvsockError, UsageError
 from hvsock.hybrid.connecting import HANDSHAKE_SECONDS, Attempt
 from hvsock.machines import known
 from hvsock.sockets import guards, options
 from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
-from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.topology.reachability import own_view
 
 from . import failures

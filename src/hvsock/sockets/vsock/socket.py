@@ -21,13 +21,13 @@ from typing import Any, Final, NoReturn
 from hvsock.addresses import HV_GUID_WILDCARD, Address, ServiceId
 from hvsock.constants import (
     AF_HYPERV,
+    ANSWER_GRACE_SECONDS,
     HV_PROTOCOL_RAW,
 )
 from hvsock.errors import UsageError
 from hvsock.sockets import guards, options
 from hvsock.sockets import socket as fabric
 from hvsock.sockets.connecting import Pending
-from hvsock.sockets.patience import ANSWER_GRACE_SECONDS
 from hvsock.topology.reachability import own_view
 
 from . import addressing, failures, messages, ports

@@ -268,10 +268,14 @@ def test_one_partition_blocks_no_other(worlds: Worlds, monkeypatch: pytest.Monke
         for sock in gone:
             sock.close()
         wait_until(lambda: uplink._by_partition[host] == 2)
-        with full.accept()[0], full.accept()[0]:
-            assert select.select([], [last], [], 20)[1]
-            assert last.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            first.close()
+        full.settimeout(0.05)
+        accepted = 0
+        while not (accepted > 1 and select.select([], [last], [], 0)[1]):
+            with contextlib.suppress(TimeoutError):  # some that were given up may be in the queue before it
+                stack.enter_context(full.accept()[0])
+                accepted += 1
+        assert last.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        first.close()
 
 
 def test_connects_that_nobody_answers_hold_no_thread(worlds: Worlds) -> None:

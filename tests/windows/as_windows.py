@@ -88,7 +88,7 @@ def become_windows(machine: Machine) -> FakeWinreg:
     """From here on, what is imported finds Windows; returns its registry."""
     for name in [one for one in sys.modules if one.partition(".")[0] == "hvsock"]:
         del sys.modules[name]  # they are imported anew, as Windows has them
-    version = types.SimpleNamespace(build=20348)
+    version = types.SimpleNamespace(build=20348, platform_version=(10, 0, 20348))
     vars(sys).update({"platform": "win32", "getwindowsversion": lambda: version})
     vars(subprocess)["CREATE_NO_WINDOW"] = 0
     registry = FakeWinreg(elevated=False)
@@ -155,7 +155,8 @@ class Runs:
                 code = end.code
         out.seek(0)
         told = {"arguments": arguments, "code": code, "out": out.read(), "err": err.getvalue()}
-        print(json.dumps({**told, "asked": list(self._shell.asked)}), file=sys.__stderr__, flush=True)
+        line = json.dumps({**told, "asked": list(self._shell.asked)}) + "\n"
+        os.write(2, line.encode())  # at once, as threads may tell at the same time
 
 
 def main() -> None:

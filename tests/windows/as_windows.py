@@ -22,8 +22,9 @@ import importlib.metadata
 import io
 import json
 import os
-import platform  # noqa: F401
+import platform
 import select
+import shutil
 import sqlite3  # noqa: F401
 import ssl  # noqa: F401
 import subprocess
@@ -88,9 +89,13 @@ def become_windows(machine: Machine) -> FakeWinreg:
     """From here on, what is imported finds Windows; returns its registry."""
     for name in [one for one in sys.modules if one.partition(".")[0] == "hvsock"]:
         del sys.modules[name]  # they are imported anew, as Windows has them
-    version = types.SimpleNamespace(build=20348, platform_version=(10, 0, 20348))
+    version = types.SimpleNamespace(build=20348)
     vars(sys).update({"platform": "win32", "getwindowsversion": lambda: version})
+    named = platform.uname_result("Windows", "host", "2022Server", "10.0.20348", "AMD64")
+    edition = (named.release, named.version, "SP0", "Multiprocessor Free")
+    vars(platform).update({"uname": lambda: named, "win32_ver": lambda *arguments: edition})
     vars(subprocess)["CREATE_NO_WINDOW"] = 0
+    vars(shutil)["_winapi"] = types.SimpleNamespace(NeedCurrentDirectoryForExePath=lambda name: False)
     registry = FakeWinreg(elevated=False)
     sys.modules["winreg"] = registry  # type: ignore[assignment]
     for name in WITHOUT:

@@ -106,10 +106,10 @@ def yes(opinion: Opinion) -> str:
     return f"yes: {opinion.because}" if opinion.because else "yes"
 
 
-def disabled(service: Service, code: int) -> Refusal:
-    """The service is switched off."""
+def disabled(service: Service, code: int, vm_id: VmId | None) -> Refusal:
+    """The service is switched off: for `vm_id` alone, or for all."""
     text = f"{service.name!r} is disabled here; run: hvsock service enable {service.id}"
-    return Refusal(code, Reason.DISABLED, text)
+    return Refusal(code, Reason.DISABLED, text if vm_id is None else f"{text} --vm {vm_id}")
 
 
 def why_none(

@@ -138,7 +138,7 @@ def test_the_command_that_is_named_enables_the_service(
     passthru: bool,
     off_for: str | None,
 ) -> None:
-    """It is about the one partition for which the service is off, where what is said for all makes no difference."""
+    """It is about the one partition for which the service is off, where what is said for all changes nothing."""
     world = World().register(general, **per_vm)
     world.bound("host", HV_GUID_WILDCARD)
     world.bound("web", HV_GUID_WILDCARD)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hvsock.addresses import ServiceId, VmId
+from hvsock.config import files
 from hvsock.config.settings import Guests, Settings, Vm, vm_id_of_path
 from hvsock.errors import BusyError, HvsockError, NotFoundError, NotReadyError, ProtocolError, UsageError
 
@@ -257,8 +258,16 @@ class TestOfTheConfiguration:
         with pytest.raises(NotFoundError, match=r"no VM is called 'x'; see .*toml: profiles.default.vms"):
             known.named("x")
 
-    def test_without_one(self) -> None:
-        with pytest.raises(NotFoundError, match=r"'x'; write a configuration with profiles.default.vms: /dev"):
+    def test_without_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(NotFoundError, match=r"'x'; HVSOCK_CONFIG is /dev/null: have it name a configuration"):
+            known.named("x")
+        monkeypatch.delenv("HVSOCK_CONFIG")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        monkeypatch.setattr(files, "_FOR_ALL", str(tmp_path / "all.toml"))
+        with pytest.raises(
+            NotFoundError,
+            match=rf"write a configuration with profiles.default.vms: {tmp_path}/hvsock/config.toml or",
+        ):
             known.named("x")
 
     def test_guests_of_libvirt(

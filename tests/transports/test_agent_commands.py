@@ -64,3 +64,10 @@ def test_a_name_that_the_configuration_has_not(command: tuple[str, ...], configu
     more = ("--", "true") if command == ("exec",) else ()
     said = run(*command, "web01", *more, code=5, env=configured).stderr.decode()
     assert said == f"hvsock: no VM is called 'web01'; see {configured['HVSOCK_CONFIG']}: profiles.default.vms\n"
+
+
+def test_doctor_does_not_explain_what_no_broker_decides(configured: dict[str, str]) -> None:
+    said = run("doctor", "host", "guest", "5005", code=2, env=configured).stderr.decode()
+    assert said.startswith(
+        "hvsock: by the transport hybrid no broker decides, so none can explain: see hvsock conn"
+    )

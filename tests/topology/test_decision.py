@@ -387,7 +387,10 @@ def test_forbidden_wildcard_binds_are_named() -> None:
     world.bound("host", HV_GUID_WILDCARD)
     verdict = world.connect("web", HV_GUID_PARENT)
     assert isinstance(verdict, Refusal)
-    assert verdict.text.endswith(f"bind to {world['web'].id}, or allow wildcard binds: hvsock service access")
+    command = f"hvsock service access {ECHO} --vm {world['web'].id} --wildcard-binds"
+    assert verdict.text.endswith(f"bind to {world['web'].id}, or allow wildcard binds: {command}")
+    world.register(Settings(wildcard_binds=False), web=Settings(wildcard_binds=True))
+    assert isinstance(world.connect("web", HV_GUID_PARENT), Grant)
 
 
 def test_a_socket_that_does_not_listen_is_named() -> None:

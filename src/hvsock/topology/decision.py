@@ -201,7 +201,8 @@ class Rules(Generic[L]):
                 steps.append(Check(question, f"yes: {service.port}"))
                 return Grant(device, target, how, service.port)
         if listener is None:
-            text = refusals.why_none(bound, listening, target, source, view(how, source), wildcards)
+            without = None if wildcards or service is None or not service.listed else service
+            text = refusals.why_none(bound, listening, target, source, view(how, source), without)
             return _fails(steps, question, Refusal(errno.ECONNREFUSED, Reason.NO_LISTENER, text))
         steps.append(Check(question, f"yes: in {target.name!r}, bound to {describe_vm_id(listener.vm_id)}"))
 

@@ -110,6 +110,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hvsock.services": (
         *(*BASE, "hvsock._version", "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock"),
         *("hvsock.fabric.paths", "hvsock.fabric.passing", "hvsock.services.types", *PURE_OF_SERVICES),
+        *("hvsock.machines", "hvsock.names"),
     ),
     "hvsock.vm": (
         *(*WIRE, "hvsock.transport", "hvsock.fabric.client", "hvsock.sockets", "hvsock", "hvsock._version"),

@@ -95,6 +95,17 @@ def guest_of(profile: Profile, services: set[str]) -> Act:
     return act
 
 
+def one_at_a_time(act: Act) -> Act:
+    """`act`, and whoever comes meanwhile waits for its end; OpenVMM does so with handshakes."""
+    turn = threading.Lock()
+
+    def acts(sock: socket.socket) -> None:
+        with turn:
+            act(sock)
+
+    return acts
+
+
 def says(*pieces: bytes) -> Act:
     """Reads the request, says something in pieces, and ends."""
 

@@ -16,11 +16,11 @@ from hvsock.errors import NoFabricError, NotFoundError, UsageError
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.hybrid import aio
 from hvsock.hybrid.connecting import connect
-from hvsock.hybrid.profiles import FIRECRACKER, HVSOCK, LIBKRUN, PROFILES, VHOST_DEVICE, Profile
+from hvsock.hybrid.profiles import FIRECRACKER, HVSOCK, LIBKRUN, OPENVMM, PROFILES, VHOST_DEVICE, Profile
 
 assert sys.platform == "linux"
 
-from tests.hybrid.peers import guest_of, is_silent_after, says, until_end, vmm
+from tests.hybrid.peers import guest_of, is_silent_after, one_at_a_time, says, until_end, vmm
 
 GUID = ServiceId("999e53d4-3d5c-4c3e-8779-bed06ec056e1")
 PATIENCE = 30.0
@@ -148,6 +148,20 @@ def test_a_queue_that_stays_full(connect: Connect, tmp_path: Path) -> None:
         first.connect(path)
         with pytest.raises(TimeoutError, match="queue of new connections stayed full"):
             connect(path, 52, timeout=A_MOMENT)
+
+
+@both
+def test_a_vmm_that_somebody_else_holds_up(connect: Connect, tmp_path: Path) -> None:
+    """OpenVMM waits for the request of one client, and lets the next one wait."""
+    with (
+        vmm(tmp_path / "v", one_at_a_time(guest_of(OPENVMM, {"52"}))) as path,
+        socket.socket(socket.AF_UNIX) as silent,
+    ):
+        silent.connect(path)
+        with pytest.raises(TimeoutError, match=f"openvmm at {path}: it took the request and did not answer"):
+            connect(path, 52, profile=OPENVMM, timeout=A_MOMENT)
+        silent.close()
+        connect(path, 52, profile=OPENVMM, timeout=PATIENCE).close()
 
 
 @both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hvsock.addresses import ServiceId, VmId
+from hvsock.config import files
 from hvsock.config.settings import Guests, Settings, Vm, vm_id_of_path
 from hvsock.errors import BusyError, HvsockError, NotFoundError, NotReadyError, ProtocolError, UsageError
 
@@ -109,6 +111,28 @@ esac
 def test_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     virsh(tmp_path, HEALTHY, monkeypatch)
     assert sources.guests(LIBVIRT) == (Vm("web01", ID, 3),)
+
+
+@pytest.mark.skipif(
+    shutil.which("virsh") is None, reason="virsh is not there; as root: apt-get install libvirt-clients"
+)
+def test_the_real_virsh(tmp_path: Path) -> None:
+    """With libvirt's driver for tests, which has domains from a file and needs no daemon."""
+    devices = "<devices><vsock><cid auto='no' address='7'/></vsock></devices>"
+    file = tmp_path / "node.xml"
+    file.write_text(
+        f"<node>{domain(UUID, 'web01', devices)}{domain(OTHER, 'no vsock', '')}</node>", encoding="utf-8"
+    )
+    settings = LIBVIRT._replace(libvirt=f"test://{file}")
+    assert sources.guests(settings) == (Vm("web01", ID, 7),)
+    with pytest.raises(NotReadyError, match="virsh list failed at test:///nonesuch"):
+        sources.guests(LIBVIRT._replace(libvirt="test:///nonesuch"))
+
+
+def domain(uuid: str, name: str, devices: str) -> str:
+    """A domain as libvirt's driver for tests takes it."""
+    return f"""<domain type="test"><name>{name}</name><uuid>{uuid}</uuid><memory>1024</memory>
+    <os><type>hvm</type></os>{devices}</domain>"""
 
 
 @pytest.mark.parametrize(
@@ -234,8 +258,16 @@ class TestOfTheConfiguration:
         with pytest.raises(NotFoundError, match=r"no VM is called 'x'; see .*toml: profiles.default.vms"):
             known.named("x")
 
-    def test_without_one(self) -> None:
-        with pytest.raises(NotFoundError, match=r"'x'; write a configuration with profiles.default.vms: /dev"):
+    def test_without_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(NotFoundError, match=r"'x'; HVSOCK_CONFIG is /dev/null: have it name a configuration"):
+            known.named("x")
+        monkeypatch.delenv("HVSOCK_CONFIG")
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        monkeypatch.setattr(files, "_FOR_ALL", str(tmp_path / "all.toml"))
+        with pytest.raises(
+            NotFoundError,
+            match=rf"write a configuration with profiles.default.vms: {tmp_path}/hvsock/config.toml or",
+        ):
             known.named("x")
 
     def test_guests_of_libvirt(

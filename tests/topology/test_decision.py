@@ -112,6 +112,57 @@ def test_texts_of_bind_and_listen_name_a_cure() -> None:
         assert_names_a_cure(refusal)
 
 
+OFF, ON = Settings(enabled=False), Settings(enabled=True)
+
+
+@pytest.mark.parametrize(
+    ("general", "per_vm", "source", "to", "passthru", "off_for"),
+    [
+        (OFF, {}, "host", "web", False, None),
+        (ON, {"web": OFF}, "host", "web", False, "web"),
+        (OFF, {"web": OFF}, "web", HV_GUID_PARENT, False, "web"),
+        (OFF, {"web": Settings(wildcard_binds=False)}, "host", "web", False, None),
+        (ON, {"web": OFF}, "box", HV_GUID_PARENT, True, "web"),
+        (ON, {"web": ON, "box": OFF}, "box", HV_GUID_PARENT, True, "box"),
+        (OFF, {"web": ON}, "web", "db", False, None),
+        (ON, {"db": OFF}, "web", "db", False, "db"),
+        (ON, {"web": OFF}, "web", "db", False, "web"),
+        (OFF, {}, "web", HV_GUID_LOOPBACK, False, None),
+    ],
+)
+def test_the_command_that_is_named_enables_the_service(
+    general: Settings,
+    per_vm: dict[str, Settings],
+    source: str,
+    to: VmId | str,
+    passthru: bool,
+    off_for: str | None,
+) -> None:
+    """It is about the one partition for which the service is off, where what is said for all changes nothing."""
+    world = World().register(general, **per_vm)
+    world.bound("host", HV_GUID_WILDCARD)
+    world.bound("web", HV_GUID_WILDCARD)
+    world.bound("db", HV_GUID_WILDCARD)
+    refusal = world.connect(source, to, passthru=passthru)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.DISABLED
+    _, _, option = refusal.text.partition(f"; run: hvsock service enable {ECHO}")
+    assert option == ("" if off_for is None else f" --vm {world[off_for].id}")
+    if off_for is None:
+        world.register(ON, **per_vm)
+    else:
+        world.register(general, **{**per_vm, off_for: ON})
+    assert isinstance(world.connect(source, to, passthru=passthru), Grant)
+
+
+def test_the_same_of_a_listen() -> None:
+    for per_vm, option in (({}, ""), ({"web": OFF}, " --vm")):
+        refusal = World().register(OFF, **per_vm).listen("host", "web")
+        assert refusal is not None
+        assert f"{ECHO}{option}" in refusal.text
+        assert ("--vm" in refusal.text) == bool(option)
+
+
 EVERYONE = Allowed(everyone=True)
 PUT_RIGHT: dict[Reason, Callable[[World], object]] = {
     Reason.NOT_REGISTERED: lambda world: world.register(Settings(enabled=False)),
@@ -336,7 +387,10 @@ def test_forbidden_wildcard_binds_are_named() -> None:
     world.bound("host", HV_GUID_WILDCARD)
     verdict = world.connect("web", HV_GUID_PARENT)
     assert isinstance(verdict, Refusal)
-    assert verdict.text.endswith(f"bind to {world['web'].id}, or allow wildcard binds: hvsock service access")
+    command = f"hvsock service access {ECHO} --vm {world['web'].id} --wildcard-binds"
+    assert verdict.text.endswith(f"bind to {world['web'].id}, or allow wildcard binds: {command}")
+    world.register(Settings(wildcard_binds=False), web=Settings(wildcard_binds=True))
+    assert isinstance(world.connect("web", HV_GUID_PARENT), Grant)
 
 
 def test_a_socket_that_does_not_listen_is_named() -> None:

@@ -105,6 +105,22 @@ def vm_id_of(text: str) -> VmId:
     raise NotFoundError(f"no partition is called {text!r}; see: hvsock partition list")
 
 
+def peer_id_of(text: str) -> VmId:
+    """The VmId of one VM to connect to, by its name or its VmId, as the transport of this process knows it.
+
+    Raises:
+        NotFoundError: there is no such VM.
+        UsageError: the configuration cannot be used.
+    """
+    if sys.platform != "win32" and text.lower() not in WELL_KNOWN_VMIDS and parse_vm_id(text) is None:
+        from hvsock.machines import known
+        from hvsock.names import has_broker
+
+        if not has_broker():
+            return known.named(text).id
+    return vm_id_of(text)
+
+
 def folder_of(text: str) -> str:
     """The folder of a partition, by its name or its VmId.
 

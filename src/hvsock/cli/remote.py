@@ -22,7 +22,7 @@ from hvsock.services.predefined.direct.connecting import HANDOVER_SECONDS, logge
 from hvsock.services.predefined.direct.hostkeys import HostKeys
 from hvsock.sockets.helpers import wait_for_service
 
-from .names import vm_id_of
+from .names import peer_id_of
 from .outcome import CommandError, text_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def keys_of(vm: str) -> HostKeys:
     Raises:
         NotFoundError: there is no such VM.
     """
-    return HostKeys(os.path.join(paths.fabric_folder(), "keys"), vm_id_of(vm), vm)
+    return HostKeys(os.path.join(paths.fabric_folder(), "keys"), peer_id_of(vm), vm)
 
 
 def attend(
@@ -76,7 +76,7 @@ def attend(
         CommandError: it is not known how the command ended, or whether it began.
     """
     keys = keys_of(vm)
-    vm_id = vm_id_of(vm)
+    vm_id = peer_id_of(vm)
 
     async def main() -> int:
         async with logged_in(vm_id, keys, user, timeout=timeout or HANDOVER_SECONDS) as connection:

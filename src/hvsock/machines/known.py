@@ -164,4 +164,7 @@ def where_to_write(key: str) -> str:
     where = files.settings().where
     if where:
         return f"see {where}.{key}"
-    return f"write a configuration with profiles.default.{key}: {' or '.join(files.candidates())}"
+    paths = files.candidates()
+    if os.devnull in paths:
+        return f"{files.CONFIG_VARIABLE} is {os.devnull}: have it name a configuration with profiles.default.{key}"
+    return f"write a configuration with profiles.default.{key}: {' or '.join(paths)}"

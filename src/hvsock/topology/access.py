@@ -219,6 +219,19 @@ class Service:
                 settings = one.over(settings)
         return settings
 
+    def switched_for(self, vm_id: VmId, through: VmId | None = None) -> VmId | None:
+        """For whom alone it is said whether the service is enabled; None where that is said for all.
+
+        Args:
+            vm_id: as for :meth:`settings_for`.
+            through: the same.
+        """
+        for level in (vm_id, through):
+            one = None if level is None else self.per_vm.get(level)
+            if one is not None and one.enabled is not None:
+                return level
+        return None
+
 
 def unlisted(service_id: ServiceId, defaults: Defaults, vm_id: VmId, through: VmId | None) -> Service | None:
     """A service that is not registered, for a VM with defaults of its own; None for another one.

@@ -176,7 +176,8 @@ class Rules(Generic[L]):
             question = "Is the service enabled?"
             if not settings.enabled:
                 code = errno.EINVAL if on_host else errno.ECONNREFUSED
-                return _fails(steps, question, refusals.disabled(service, code))
+                vm_id = self._switched_off_for(service, source, target)
+                return _fails(steps, question, refusals.disabled(service, code, vm_id))
             steps.append(Check(question, "yes"))
             if target.kind is Kind.HOST and how is not Relation.SAME:
                 wildcards = settings.wildcard_binds is not False
@@ -200,7 +201,8 @@ class Rules(Generic[L]):
                 steps.append(Check(question, f"yes: {service.port}"))
                 return Grant(device, target, how, service.port)
         if listener is None:
-            text = refusals.why_none(bound, listening, target, source, view(how, source), wildcards)
+            without = None if wildcards or service is None or not service.listed else service
+            text = refusals.why_none(bound, listening, target, source, view(how, source), without)
             return _fails(steps, question, Refusal(errno.ECONNREFUSED, Reason.NO_LISTENER, text))
         steps.append(Check(question, f"yes: in {target.name!r}, bound to {describe_vm_id(listener.vm_id)}"))
 
@@ -275,8 +277,11 @@ class Rules(Generic[L]):
         service = self.services.get(service_id)
         if partition.kind is not Kind.HOST or service is None:
             return None
-        enabled = self._settings_bound(service, partition, vm_id).enabled
-        return None if enabled else refusals.disabled(service, errno.EINVAL)
+        if self._settings_bound(service, partition, vm_id).enabled:
+            return None
+        peer = self.tree.get(vm_id)
+        off_for = None if peer is None else self._switched_off_for(service, peer, partition)
+        return refusals.disabled(service, errno.EINVAL, off_for)
 
     def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
         """The settings in force for a listener: those between it and the one partition it is bound to, if any."""
@@ -300,6 +305,17 @@ class Rules(Generic[L]):
             enabled=settings.enabled and others.enabled,
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
+
+    def _switched_off_for(self, service: Service, source: Partition, target: Partition) -> VmId | None:
+        """For whom alone `service` is disabled, where it is so between two partitions; None for all."""
+        how = relation(self.tree, source, target, passthru=True)
+        if how is Relation.SAME:
+            return None
+        guest, other = _guest_of(source, target, how)
+        if how in (Relation.PARENT, Relation.CHILD):
+            return service.switched_for(guest.id, _through(guest, other))
+        off = guest if not service.settings_for(guest.id).enabled else other
+        return service.switched_for(off.id)
 
     def _about_guests(
         self, service: Service, settings: Settings, source: Partition, target: Partition

@@ -106,10 +106,10 @@ def yes(opinion: Opinion) -> str:
     return f"yes: {opinion.because}" if opinion.because else "yes"
 
 
-def disabled(service: Service, code: int) -> Refusal:
-    """The service is switched off."""
+def disabled(service: Service, code: int, vm_id: VmId | None) -> Refusal:
+    """The service is switched off: for `vm_id` alone, or for all."""
     text = f"{service.name!r} is disabled here; run: hvsock service enable {service.id}"
-    return Refusal(code, Reason.DISABLED, text)
+    return Refusal(code, Reason.DISABLED, text if vm_id is None else f"{text} --vm {vm_id}")
 
 
 def why_none(
@@ -118,7 +118,7 @@ def why_none(
     target: Partition,
     source: Partition,
     seen_as: VmId,
-    wildcards: bool,
+    without_wildcards: Service | None,
 ) -> str:
     """Why no listener takes a connection, and what to do.
 
@@ -128,7 +128,7 @@ def why_none(
         target: their partition.
         source: the partition that connects.
         seen_as: what that is called in `target`.
-        wildcards: whether wildcard binds count.
+        without_wildcards: the service, where wildcard binds do not count for it and `source`.
     """
     if not bound:
         return f"nothing listens to it in {target.name!r}; start its server there"
@@ -137,6 +137,7 @@ def why_none(
     bindings = ", ".join(sorted(describe_vm_id(listener.vm_id) for listener in listening))
     text = f"{target.name!r} listens on {bindings}, which does not take {source.name!r}"
     text += f"; bind to {describe_vm_id(seen_as)}"
-    if not wildcards and any(listener.vm_id in WILDCARD_BINDS for listener in listening):
-        text += ", or allow wildcard binds: hvsock service access"
+    if without_wildcards is not None and any(listener.vm_id in WILDCARD_BINDS for listener in listening):
+        text += f", or allow wildcard binds: hvsock service access {without_wildcards.id}"
+        text += f" --vm {source.id} --wildcard-binds"
     return text

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from hvsock.cli.lazy import Entry, LazyGroup
-from hvsock.cli.names import complete_partitions, vm_id_of
+from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import to_terminal
 from hvsock.cli.remote import STANDARD_INPUT, keys_of
@@ -42,7 +42,7 @@ def ssh_config(vm: str) -> None:
     keys = keys_of(vm)
 
     async def hand_over() -> str:
-        sock, guest = await handed_over(vm_id_of(vm), keys)
+        sock, guest = await handed_over(peer_id_of(vm), keys)
         sock.close()
         return guest.user
 
@@ -69,7 +69,7 @@ def proxy(vm: str) -> int:
     """
 
     async def hand_over() -> int:
-        sock, _ = await handed_over(vm_id_of(vm), keys_of(vm))
+        sock, _ = await handed_over(peer_id_of(vm), keys_of(vm))
         return sock.detach()
 
     from hvsock.sockets.chosen import socket

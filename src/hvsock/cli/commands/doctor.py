@@ -6,9 +6,11 @@ from typing import Any, Final
 
 import click
 
+from hvsock import transport
 from hvsock.cli.names import complete_addresses, complete_partitions, complete_services
 from hvsock.cli.outcome import ExitCode
 from hvsock.cli.output import json_option, mark, print_json
+from hvsock.errors import UsageError
 from hvsock.fabric import paths
 
 OWN: Final = "-"
@@ -72,7 +74,13 @@ def _report(as_json: bool) -> int:
 
 def _explain(source: str, target: str, service: str, as_json: bool) -> int:
     from hvsock.fabric import client
+    from hvsock.names import has_broker
 
+    if not has_broker():
+        raise UsageError(
+            f"by the transport {transport.chosen()} no broker decides, so none can explain: see "
+            f"hvsock connect {target} {service}, and hvsock doctor"
+        )
     value: dict[str, Any] = client.call(
         paths.partition_folder(),
         "explain",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from hvsock.cli.names import complete_partitions, vm_id_of
+from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.output import Column, Table, json_option
 from hvsock.cli.watching import Page, watch_options
 from hvsock.cli.watching import show as show_report
@@ -53,7 +53,7 @@ def show(vms: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> N
 def _named(vms: tuple[str, ...]) -> dict[str, str]:
     """The names by VmId."""
     if vms:
-        return {str(vm_id_of(vm)): vm for vm in vms}
+        return {str(peer_id_of(vm)): vm for vm in vms}
     found = client.call(paths.partition_folder(), "partition.list")
     return {one["id"]: one["name"] for one in found if one["parent"] is not None}
 

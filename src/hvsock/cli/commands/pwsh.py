@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from hvsock.cli.names import complete_partitions, vm_id_of
+from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.outcome import ExitCode
 from hvsock.cli.output import json_option
 from hvsock.cli.powershell import Console, Conversation, run_script
@@ -90,7 +90,7 @@ def pwsh(
         raise click.UsageError("standard input cannot have the password and the script")
     text = _script(script, file)
     if wait is not None:
-        wait_for_service((str(vm_id_of(vm)), VM_SESSION_SERVICE.id), wait)
+        wait_for_service((str(peer_id_of(vm)), VM_SESSION_SERVICE.id), wait)
     credentials = None
     if user is not None and not key:
         credentials = Credentials.of(user, _password(user, vm, password_file))

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from hvsock.cli.names import complete_partitions, vm_id_of
+from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import json_option, print_json
 from hvsock.services.connecting import CONNECT_SECONDS
@@ -40,12 +40,12 @@ def timesync(vm: str | None, set_it: bool, slew: bool, wait: float | None, keep:
     if keep:
         from .timesync_keep import keep_right
 
-        keep_right(None if vm is None else str(vm_id_of(vm)), vm, as_json)
+        keep_right(None if vm is None else str(peer_id_of(vm)), vm, as_json)
         return
     if vm is None:
         raise click.UsageError("say which VM, or --keep")
     kind = Kind.SYNC if set_it else Kind.SAMPLE if slew else Kind.PROBE
-    vm_id = str(vm_id_of(vm))
+    vm_id = str(peer_id_of(vm))
     patience = CONNECT_SECONDS if wait is None else wait
     found = asyncio.run(synchronize(vm_id, kind, wait=wait is not None, connect_timeout=patience))
     if as_json:

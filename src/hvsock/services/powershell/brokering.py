@@ -10,7 +10,7 @@ from typing import Final
 from hvsock.constants import VM_SESSION_SERVICE, VM_SESSION_SERVICE_2, SessionService
 from hvsock.errors import UsageError
 from hvsock.fabric import paths
-from hvsock.fabric.client import resolve
+from hvsock.names import resolve
 from hvsock.sockets.aio import connected
 from hvsock.sockets.chosen import socket
 from hvsock.sockets.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS

@@ -11,6 +11,8 @@ from typing import Final
 
 from hvsock.errors import LostError, NoFabricError, NotFoundError, NotReadyError, ProtocolError, UsageError
 from hvsock.fabric import client, paths
+from hvsock.machines import known
+from hvsock.names import has_broker, resolve
 from hvsock.services.connecting import CONNECT_SECONDS, connect
 
 from . import intrinsic
@@ -241,7 +243,10 @@ def _check_told(item: Item) -> None:
 
 
 def _named(vm: str, partition: str | None) -> tuple[str, str]:
-    """The name and the VmId of a partition."""
-    vm_id = client.resolve((vm, KeyValueExchange.ID), partition).vm_id
+    """The name and the VmId of a VM, as its host knows them."""
+    vm_id = resolve((vm, KeyValueExchange.ID), partition).vm_id
+    if not has_broker():
+        configured = known.with_id(vm_id)
+        return "" if configured is None else configured.name, vm_id
     found = client.call(partition or paths.partition_folder(), "partition.list")
     return next((one["name"] for one in found if one["id"] == vm_id), ""), vm_id

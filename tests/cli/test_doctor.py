@@ -82,7 +82,7 @@ def found_by(group: checks.Group) -> dict[str, Check]:
 
 def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel, "state", lambda module, known: kernel.State(False, f"no {module.name}", "load it"))
-    for module, name in ((vsock, "DEVICE"), (availability, "VSOCK_DEVICE")):
+    for module, name in ((vsock, "VSOCK_DEVICE"), (availability, "VSOCK_DEVICE")):
         monkeypatch.setattr(module, name, str(tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HVSOCK_QEMU", str(tmp_path / "qemu"))

@@ -27,7 +27,7 @@ from hvsock.fabric.reactor import Reactor
 from hvsock.relay import uplink as uplink_module
 from hvsock.relay.uplink import Uplink, way_of
 from hvsock.sockets.vsock import ports
-from tests.fabric.peers import wait_until
+from tests.fabric.peers import fails_with, wait_until
 
 ECHO = ServiceId("11111111-2222-4333-8444-555555555555")
 SILENT = ServiceId.from_port(5_001)
@@ -173,6 +173,29 @@ def test_it_outlives_the_broker_and_doctor_knows_it(worlds: Worlds) -> None:
         found = client.call(worlds.inner.host.folder, "explain", vm=HV_GUID_PARENT, service=ECHO)
         assert found["ok"]
         assert "the way up" in found["checks"][-1]["found"]
+
+
+def test_a_way_that_leads_nowhere_yet(worlds: Worlds, tmp_path: Path) -> None:
+    """It is said at the beginning, and once there is something it leads there."""
+    folder = tmp_path / "later"
+    command = [sys.executable, "-m", "hvsock", "uplink", f"unix:{folder}"]
+    environment = {**os.environ, "HVSOCK_DIR": worlds.inner.folder}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            said = [process.stderr.readline().decode() for _ in range(2)]
+            assert f"it leads nowhere yet: there is no folder {folder}; bind-mount" in said[1]
+            with fails_with(errno.ENETUNREACH):
+                worlds.connect(worlds.inner.host)
+            folder.symlink_to(worlds.web01.folder)
+            with (
+                worlds.listen(worlds.outer) as above,
+                worlds.connect(worlds.inner.host) as near,
+                above.accept()[0] as far,
+            ):
+                talk(near, far)
+        finally:
+            process.terminate()
 
 
 def test_a_way_up_that_is_killed_is_a_reset(worlds: Worlds) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import Final
 
 from hvsock import transport
+from hvsock.availability import VSOCK_DEVICE
 from hvsock.errors import HvsockError
 from hvsock.fabric import paths
 from hvsock.transport import Transport
@@ -15,7 +16,6 @@ from hvsock.transport import Transport
 from . import kernel
 from .check import Answer, Group, asks, no, usable, yes
 
-DEVICE: Final = "/dev/vsock"
 VHOST_DEVICE: Final = "/dev/vhost-vsock"
 _OF_LINUX: Final = "AF_VSOCK is in Linux"
 
@@ -34,8 +34,8 @@ def _vsock() -> Answer:
 @asks("Is there the device that tells a guest its CID?")
 def _device() -> Answer:
     _need_linux()
-    cure = f"as root: modprobe {kernel.VSOCK.name}; in a container, pass {DEVICE} in"
-    return _node(DEVICE, os.R_OK, cure)
+    cure = f"as root: modprobe {kernel.VSOCK.name}; in a container, pass {VSOCK_DEVICE} in"
+    return _node(VSOCK_DEVICE, os.R_OK, cure)
 
 
 @asks("Is there a way from this guest to its host?")

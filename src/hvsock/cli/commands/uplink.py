@@ -8,10 +8,11 @@ import sys
 
 import click
 
+from hvsock.availability import VSOCK_DEVICE
 from hvsock.cli.loglines import LogLines
 from hvsock.cli.outcome import say
 from hvsock.notify import notify
-from hvsock.relay.uplink import serve, way_of
+from hvsock.relay.uplink import UNIX, VSOCK, serve, way_of
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
@@ -30,6 +31,18 @@ def uplink(way: str) -> None:
 
     def ready() -> None:
         say(f"the way up is {way} (process {os.getpid()})")
+        if (missing := _missing_on(way)) is not None:
+            say(f"it leads nowhere yet: {missing}")
         notify("READY=1")
 
     serve(way_of(way), ready)
+
+
+def _missing_on(way: str) -> str | None:
+    """What is not there that a way needs; None where all is. It may come later."""
+    if way == VSOCK:
+        return None if os.path.exists(VSOCK_DEVICE) else f"there is no {VSOCK_DEVICE}; as root: modprobe vsock"
+    folder = way.removeprefix(UNIX)
+    if os.path.isdir(folder):
+        return None
+    return f"there is no folder {folder}; bind-mount that of this machine's partition there"

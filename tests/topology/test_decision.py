@@ -112,6 +112,21 @@ def test_texts_of_bind_and_listen_name_a_cure() -> None:
         assert_names_a_cure(refusal)
 
 
+def test_a_service_that_is_off_for_one_vm_is_put_on_for_that_one() -> None:
+    off = Settings(enabled=False)
+    for world, cure in (
+        (World().register(web=off), f"is disabled for 'web'; run: hvsock service enable {ECHO} --vm 'web'"),
+        (World().register(off), f"is disabled here; run: hvsock service enable {ECHO}"),
+    ):
+        for verdict in (
+            world.connect("host", "web"),
+            world.connect("web", HV_GUID_PARENT),
+            world.listen("host", "web"),
+        ):
+            assert isinstance(verdict, Refusal)
+            assert verdict.text.endswith(cure)
+
+
 EVERYONE = Allowed(everyone=True)
 PUT_RIGHT: dict[Reason, Callable[[World], object]] = {
     Reason.NOT_REGISTERED: lambda world: world.register(Settings(enabled=False)),

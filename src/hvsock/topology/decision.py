@@ -176,7 +176,8 @@ class Rules(Generic[L]):
             question = "Is the service enabled?"
             if not settings.enabled:
                 code = errno.EINVAL if on_host else errno.ECONNREFUSED
-                return _fails(steps, question, refusals.disabled(service, code))
+                vm = self._switched_off(service, target, source)
+                return _fails(steps, question, refusals.disabled(service, code, vm))
             steps.append(Check(question, "yes"))
             if target.kind is Kind.HOST and how is not Relation.SAME:
                 wildcards = settings.wildcard_binds is not False
@@ -275,8 +276,18 @@ class Rules(Generic[L]):
         service = self.services.get(service_id)
         if partition.kind is not Kind.HOST or service is None:
             return None
-        enabled = self._settings_bound(service, partition, vm_id).enabled
-        return None if enabled else refusals.disabled(service, errno.EINVAL)
+        if self._settings_bound(service, partition, vm_id).enabled:
+            return None
+        peer = self.tree.get(vm_id)
+        vm = None if peer is None else self._switched_off(service, peer)
+        return refusals.disabled(service, errno.EINVAL, vm)
+
+    def _switched_off(self, service: Service, *partitions: Partition) -> Partition | None:
+        """For which of these alone a service is off that is on for all; None where it is off for all."""
+        if not service.settings_for(None).enabled:
+            return None
+        guests = (one for one in partitions if one.kind is not Kind.HOST)
+        return next((one for one in guests if not service.settings_for(one.id).enabled), None)
 
     def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
         """The settings in force for a listener: those between it and the one partition it is bound to, if any."""

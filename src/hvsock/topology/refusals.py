@@ -106,9 +106,10 @@ def yes(opinion: Opinion) -> str:
     return f"yes: {opinion.because}" if opinion.because else "yes"
 
 
-def disabled(service: Service, code: int) -> Refusal:
-    """The service is switched off."""
-    text = f"{service.name!r} is disabled here; run: hvsock service enable {service.id}"
+def disabled(service: Service, code: int, vm: Partition | None = None) -> Refusal:
+    """The service is switched off: for `vm`, or for all."""
+    where, option = ("here", "") if vm is None else (f"for {vm.name!r}", f" --vm {vm.name!r}")
+    text = f"{service.name!r} is disabled {where}; run: hvsock service enable {service.id}{option}"
     return Refusal(code, Reason.DISABLED, text)
 
 

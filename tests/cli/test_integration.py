@@ -96,6 +96,8 @@ def test_an_agent_that_cannot_run(made: EmbeddedFabric, tmp_path: Path) -> None:
         ("allow = 1", "not one of allow"),
         ("[", "is not TOML"),
         ('deny = ["A b"]', "no operation"),
+        ('deny = ["kvp.*", "kvp.sett"]', "no operation 'kvp.sett'"),
+        ('allow = ["nothing.*"]', "no operation 'nothing.*'"),
     ):
         bad.write_text(text)
         assert complaint in invoke("agent", "--config", str(bad), code=2, env=guest).stderr

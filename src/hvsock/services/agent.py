@@ -26,6 +26,7 @@ from hvsock.fabric import client
 
 from .agenthood import Surroundings
 from .caller import Caller
+from .policy import Policy
 from .predefined import GUEST_HALVES
 from .service import Service, call, codec_of
 from .serving import RawService, Serving, open_serving
@@ -236,6 +237,39 @@ def load(off: Collection[str] = ()) -> None:
                 kind = _half(path)
                 if issubclass(kind, Service):
                     codec_of(kind)
+
+
+def check_patterns(policy: Policy, off: Collection[str] = ()) -> None:
+    """Refuse a pattern that no operation here matches: who mistypes a name would deny nothing.
+
+    Of services that are off, or cannot be loaded, all is taken.
+
+    Args:
+        policy: the policy.
+        off: names of services that are not served.
+
+    Raises:
+        UsageError: there is such a pattern.
+    """
+    known: set[str] = set()
+    is_all = True
+    for name, path in GUEST_HALVES.items():
+        try:
+            known |= _policy_names(_half(path)) if name not in off else set()
+            is_all = is_all and name not in off
+        except Exception:  # the agent tells
+            is_all = False
+    services = {one.partition(".")[0] for one in known}
+    for pattern in sorted(policy.deny.union(policy.allow or ())):
+        is_ours = is_all or pattern.partition(".")[0] in services
+        if is_ours and not any(Policy.of([pattern]).allows(one) for one in known):
+            raise UsageError(f"there is no operation {pattern!r}; there are: {', '.join(sorted(known))}")
+
+
+def _policy_names(kind: type[Service | RawService]) -> frozenset[str]:
+    if issubclass(kind, Service):
+        return frozenset(one.policy_name for one in kind.OPERATIONS.values())
+    return kind.POLICY_NAMES
 
 
 @contextlib.asynccontextmanager

@@ -52,7 +52,7 @@ class Policy(NamedTuple):
             RefusedError: it may not.
         """
         if not self.allows(operation):
-            raise RefusedError(f"{operation} is denied by the policy of this side")
+            raise RefusedError(f"{operation} is denied by the policy of the side that serves it")
 
 
 ALLOW_ALL = Policy()

@@ -47,11 +47,13 @@ class RawService:
         NAME: its friendly name.
         ID: its ServiceId.
         SHORT: its name in policies.
+        POLICY_NAMES: the operations about which it asks its policy itself.
     """
 
     NAME: ClassVar[str] = ""
     ID: ClassVar[ServiceId]
     SHORT: ClassVar[str]
+    POLICY_NAMES: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(
         cls, *, name: str | None = None, id: str | None = None, port: int | None = None, short: str | None = None

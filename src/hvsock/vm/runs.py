@@ -202,16 +202,20 @@ class Run:
             pass
         return False
 
-    def wait_for_end(self) -> None:
+    def wait_for_end(self, seconds: float | None = None) -> None:
         """Wait until nobody holds the lock.
 
+        Args:
+            seconds: how long; by default END_SECONDS, for a guest that is off already.
+
         Raises:
-            StateError: somebody does for longer than END_SECONDS.
+            StateError: somebody does for longer.
         """
-        deadline = time.monotonic() + END_SECONDS
+        patience = END_SECONDS if seconds is None else seconds
+        deadline = time.monotonic() + patience
         while self.runs():
             if time.monotonic() > deadline:
-                raise StateError(f"the supervisor of {self.name!r} did not end in {END_SECONDS:g} s")
+                raise StateError(f"the supervisor of {self.name!r} did not end in {patience:g} s")
             time.sleep(LOOK_SECONDS)
 
     def _lock(self, otherwise: str = "runs already") -> int:

@@ -32,6 +32,7 @@ from hvsock.services.predefined.direct.users import own_user
 from hvsock.testing.fabric import fabric
 from tests.cli.helpers import PROGRAM, invoke
 from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, direct_keeper, with_guest
+from tests.vm.support import is_alive
 
 needs_openssh = pytest.mark.skipif(
     shutil.which("ssh") is None or shutil.which("sftp") is None,
@@ -245,7 +246,7 @@ def test_policy(tmp_path: Path) -> None:
     async def main(guest: Guest) -> None:
         done = await guest.run("hvsock", "exec", "web01", "--", "touch", str(tmp_path / "made"))
         assert done.code == 255
-        assert done.err == b"hvsock: direct.exec is denied by the policy of this side\n"
+        assert done.err == b"hvsock: direct.exec is denied by the policy of the side that serves it\n"
         assert not (tmp_path / "made").exists()
         async with guest.logged_in() as connection:
             with pytest.raises(asyncssh.ChannelOpenError):
@@ -286,6 +287,25 @@ def test_sessions_are_bounded(tmp_path: Path) -> None:
 
     with contextlib.closing(keeping.Keeper.started(sessions=1)) as made, keeping.kept(made):
         with_guest(tmp_path / "state", main)
+
+
+def test_where_the_kernel_was_to_keep_no_exit_codes(tmp_path: Path) -> None:
+    """As of an agent whose parent ignores SIGCHLD."""
+
+    async def main(guest: Guest) -> None:
+        for code in (3, 4):  # the keeper lives on after the first
+            async with guest.logged_in() as connection:
+                assert (await connection.run(f"false; exit {code}")).exit_status == code
+        assert keeping.current() is made
+
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        made = keeping.Keeper.started()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with contextlib.closing(made), keeping.kept(made):
+        with_guest(tmp_path / "state", main)
+        assert is_alive(made.pid)
 
 
 def test_unknown_users_do_not_get_in(tmp_path: Path) -> None:

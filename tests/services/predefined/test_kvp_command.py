@@ -122,6 +122,26 @@ def test_in_the_guest(made: EmbeddedFabric, state: Path, monkeypatch: pytest.Mon
     invoke("kvp", "get", "loopback", "state", code=5)
 
 
+def test_acknowledging(made: EmbeddedFabric, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvsock.services.predefined.kvp.programs.own_state_folder", lambda: str(state))
+    env = environment(HVSOCK_DIR=made.folder, HVSOCK_PARTITION=made.host.folder)
+    with started("kvp", "set", "web01", "config=1", "--acknowledged", "30", env=env) as process:
+        for change in local(str(state)).watch(Pool.EXTERNAL, timeout=30):
+            if change.item is not None:
+                break
+        said = invoke_json("kvp", "acknowledge", "loopback", "config")
+        assert process.wait(30) == 0
+    (row,) = invoke_json("kvp", "list", "web01", "config")
+    assert (said["pool"], said["revision"]) == ("external", row["acknowledged"]) == ("external", row["revision"])
+    invoke("kvp", "set", "loopback", "state=up")
+    was = invoke_json("kvp", "list", "web01", "state")[0]["revision"]
+    invoke("kvp", "set", "loopback", "state=down")
+    assert "read it again" in invoke("kvp", "acknowledge", "web01", "state", "--revision", str(was), code=2).stderr
+    assert invoke("kvp", "acknowledge", "web01", "state").stdout == ""
+    assert invoke_json("kvp", "list", "loopback", "state")[0]["acknowledged"] > was
+    assert "no key 'config'" in invoke("kvp", "acknowledge", "web01", "config", code=5).stderr
+
+
 def test_watching(made: EmbeddedFabric, state: Path) -> None:
     mine = local(str(state))
     mine.set({"before": "1"})

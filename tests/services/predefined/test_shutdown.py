@@ -35,9 +35,10 @@ from hvsock.services.caller import Caller
 from hvsock.services.connecting import connect
 from hvsock.services.predefined.shutdown import Action, Pending, Phase, cancel, pending, processes, shut_down
 from hvsock.services.predefined.shutdown import guest as guest_half
+from hvsock.services.predefined.shutdown import machine as machine_module
 from hvsock.services.predefined.shutdown.guest import GuestShutdown
 from hvsock.services.predefined.shutdown.interface import Order, Question, ShutdownService
-from hvsock.services.predefined.shutdown.machine import REBOOT_COMMANDS, Init, Machine
+from hvsock.services.predefined.shutdown.machine import REBOOT_COMMANDS, Init, Linux, Machine
 from hvsock.services.service import call, download
 from hvsock.services.serving import serve
 from hvsock.testing.fabric import fabric
@@ -57,6 +58,7 @@ class Recorder:
         self.acted = threading.Event()
         self.fails: Exception | None = None
         self.has = "/sbin/poweroff"
+        self.swapped_to = ["/dev/zram0", "/dev/vda2"]
 
     def is_root(self) -> bool:
         return self._root
@@ -66,6 +68,9 @@ class Recorder:
 
     def power_states(self) -> list[str]:
         return list(self._states)
+
+    def swaps(self) -> list[str]:
+        return self.swapped_to
 
     def find(self, command: str) -> str | None:
         return self.has
@@ -123,6 +128,11 @@ def test_what_is_done_to_a_machine(init: Init, action: Action, force: bool, act:
 def test_what_a_machine_cannot() -> None:
     with pytest.raises(RefusedError, match="no 'disk'"):
         Machine(Recorder(states=["freeze", "mem"])).check(Action.HIBERNATE)
+    for swaps in ([], ["/dev/zram0"]):
+        recorder = Recorder(states=["disk"])
+        recorder.swapped_to = swaps
+        with pytest.raises(RefusedError, match="no swap on a disk"):
+            Machine(recorder).check(Action.HIBERNATE)
     with pytest.raises(RefusedError, match="needs root"):
         Machine(Recorder(root=False)).check(Action.SHUTDOWN)
     recorder = Recorder(Init.OTHER)
@@ -131,6 +141,18 @@ def test_what_a_machine_cannot() -> None:
     with pytest.raises(StateError, match="use force"):
         Machine(recorder).act(Action.SHUTDOWN, "", False)
     assert set(REBOOT_COMMANDS) == {Action.SHUTDOWN, Action.REBOOT}
+
+
+def test_the_swaps_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = tmp_path / "swaps"
+    monkeypatch.setattr(machine_module, "SWAPS", str(listing))
+    assert Linux().swaps() == []
+    listing.write_text(
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        "/dev/vda                                partition\t614396\t\t0\t\t-2\n"
+        "/swap\\040file                           file\t\t1024\t\t0\t\t-3\n"
+    )
+    assert Linux().swaps() == ["/dev/vda", "/swap\\040file"]
 
 
 class World:

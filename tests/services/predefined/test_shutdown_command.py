@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 assert sys.platform == "linux"
 
+from hvsock.cli.commands.shutdown import wait_for_vm
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.testing.fabric import fabric
+from hvsock.vm import runs
+from hvsock.vm.runs import Run
 from tests.cli.helpers import PROGRAM, environment, invoke, invoke_json, line_of, started
 
 
@@ -59,3 +65,14 @@ def test_what_cannot_be_asked(made: EmbeddedFabric) -> None:
     assert "a time-out of -1" in invoke("shutdown", "web01", "--timeout", "-1", code=2).stderr
     invoke("shutdown", "web01", code=1)  # there is no agent
     invoke("shutdown", "nobody", code=5)
+
+
+def test_a_guest_may_be_off_long_after_its_agent(made: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs of it end, or its memory is written to a disk, for longer than a supervisor may take."""
+    run = Run(made.folder, "web01")
+    lock = run.take()
+    looks = [lambda: None, lambda: os.close(lock)]
+    monkeypatch.setattr(runs, "END_SECONDS", -1.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: looks.pop(0)()))
+    wait_for_vm("web01")
+    assert looks == []

@@ -72,10 +72,11 @@ def agent(
         # the host that came to Direct before comes again, and soon: its keeper loads beside the supervisor
         keeper = keeping.Keeper.forked(load=True)
     with loading.for_good():
-        from hvsock.services.agent import load  # here, as it loads for seconds in an emulated guest
+        from hvsock.services.agent import check_patterns, load  # here, as it loads for seconds if emulated
         from hvsock.services.supervising import supervise
 
         load(disabled)
+        check_patterns(policy, disabled)
     supervisor = os.getpid()
     with contextlib.closing(keeper or keeping.Keeper.forked()) as kept, keeping.kept(kept):
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import click
@@ -32,6 +33,7 @@ COMMANDS: Final = {
     "get": Entry(f"{_HERE}:get", "Print the value of a key."),
     "set": Entry(f"{_HERE}:set_", "Set keys, all or none."),
     "delete": Entry(f"{_HERE}:delete", "Delete keys, all or none."),
+    "acknowledge": Entry(f"{_HERE}:acknowledge", "Tell the other side that its values were taken note of."),
     "watch": Entry(f"{_HERE}:watch", "Print changes as they come."),
 }
 HERE: Final = "loopback"
@@ -168,6 +170,36 @@ def delete(vm: str, keys: tuple[str, ...], pool: str | None, label: str | None, 
         count = len(set(keys))
     if as_json:
         print_json({"vm": vm, "deleted": count})
+
+
+@click.command()
+@_vm_argument
+@click.argument("key")
+@click.option("--revision", type=int, metavar="N", help="Only as it was set at this revision, as list shows it.")
+@json_option
+def acknowledge(vm: str, key: str, revision: int | None, as_json: bool) -> None:
+    """Tell the other side that the value of KEY was taken note of: of external in the guest, of guest on the host.
+
+    `hvsock kvp set VM KEY=VALUE --acknowledged S` waits for it.
+    """
+    pool = own_pool(Side.HOST if vm == HERE else Side.GUEST)
+
+    def meant(item: Item) -> Item:
+        return item if revision is None else replace(item, revision=revision)
+
+    async def on_host(side: Exchange) -> Item:
+        item = meant(await side.get(key, pool))
+        await side.acknowledge(item)
+        return item
+
+    def here(side: Local) -> Item:
+        item = meant(side.get(key, pool))
+        side.acknowledge(item)
+        return item
+
+    item = _run(vm, on_host, here)
+    if as_json:
+        print_json({"vm": vm, "pool": pool.word, "key": key, "revision": item.revision})
 
 
 @click.command()

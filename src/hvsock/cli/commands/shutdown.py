@@ -71,7 +71,7 @@ def shutdown(
             )
         )
         if wait and action is not Action.REBOOT:
-            _wait_for_vm(vm)
+            wait_for_vm(vm)
     if as_json:
         print_json({"vm": vm, "over": wait and not (cancel or status), **_row(found)})
     elif cancel or status:
@@ -114,10 +114,14 @@ def _row(pending: Pending) -> dict[str, Any]:
     }
 
 
-def _wait_for_vm(vm: str) -> None:
-    """Wait until a VM of this fabric's is off, if it is one."""
+def wait_for_vm(vm: str) -> None:
+    """Wait until a VM of this fabric's is off, if it is one.
+
+    Its agent is away already, yet other units of systemd's may end for long, and so may memory that is written to
+    a disk.
+    """
     from hvsock.vm.runs import Run
 
     folder = paths.fabric_folder()
     if os.sep not in vm and os.path.isdir(Run(folder, vm).folder):
-        Run(folder, vm).wait_for_end()
+        Run(folder, vm).wait_for_end(WAIT_SECONDS)

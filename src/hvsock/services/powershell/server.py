@@ -93,6 +93,8 @@ class VmSessionBroker(RawService, name=VM_SESSION_SERVICE.name, id=VM_SESSION_SE
             to the session service next is taken for them.
     """
 
+    POLICY_NAMES = frozenset({OPERATION})
+
     def __init__(
         self,
         surroundings: Surroundings,

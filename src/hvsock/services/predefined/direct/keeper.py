@@ -89,6 +89,7 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = Fa
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # they are the agent's, whose end ends this; not ignored, which commands would inherit
         signal.signal(number, lambda number, frame: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the kernel keeps no exit codes, of the commands either
     slots = Slots(sessions)
     children: dict[int, int] = {}
     poll = select.poll()

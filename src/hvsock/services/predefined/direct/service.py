@@ -36,6 +36,8 @@ class Direct(RawService, name=DIRECT.name, port=DIRECT.port, short="direct"):
         surroundings: the agent's.
     """
 
+    POLICY_NAMES = frozenset({"direct.exec", "direct.shell", "direct.sftp"})
+
     def __init__(self, surroundings: Surroundings) -> None:
         self._order = Order(surroundings.path("direct"), surroundings.policy)
 

@@ -44,6 +44,8 @@ class GuestServiceInterface(
         surroundings: those of the agent; its policy knows ``filecopy.read`` and ``filecopy.write``.
     """
 
+    POLICY_NAMES = frozenset({"filecopy.read", "filecopy.write"})
+
     def __init__(self, surroundings: Surroundings) -> None:
         self._policy = surroundings.policy
         self._copies = 0

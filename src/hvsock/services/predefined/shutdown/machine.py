@@ -28,6 +28,11 @@ SYNC_SECONDS: Final = 30.0
 COMMAND_SECONDS: Final = 30.0
 """How long init's own command may take to pass the request on."""
 POWER_STATES: Final = "/sys/power/state"
+SWAPS: Final = "/proc/swaps"
+IN_MEMORY: Final = "/dev/zram"
+"""How the names of swaps begin that are in memory, and keep nothing when the machine is off."""
+MAX_SWAPS_BYTES: Final = 65536
+"""How much of the list of swaps is read; a line has some 80, and the kernel has 32 swaps at most."""
 SYSTEMD_RUNS: Final = "/run/systemd/system"
 """There is such a folder where systemd is init (sd_booted(3))."""
 
@@ -57,6 +62,9 @@ class System(Protocol):
 
     def power_states(self) -> list[str]:
         """The kernel's sleep states."""
+
+    def swaps(self) -> list[str]:
+        """The files and devices that are swapped to."""
 
     def find(self, command: str) -> str | None:
         """The path of a command."""
@@ -95,8 +103,15 @@ class Machine:
         """
         if not self._system.is_root():
             raise RefusedError(f"{action.word} needs root, and the guest's agent runs as another user")
-        if action is Action.HIBERNATE and "disk" not in self._system.power_states():
+        if action is not Action.HIBERNATE:
+            return
+        if "disk" not in self._system.power_states():
             raise RefusedError(f"this guest cannot hibernate: its kernel has no 'disk' in {POWER_STATES}")
+        if all(one.startswith(IN_MEMORY) for one in self._system.swaps()):
+            # the kernel would notice only when it has stopped everything for seconds
+            raise RefusedError(
+                "this guest cannot hibernate: it has no swap on a disk to keep its memory in (swapon)"
+            )
 
     def act(self, action: Action, reason: str, force: bool) -> None:
         """Do it. Where it is init that does it, this returns when init was asked.
@@ -151,6 +166,14 @@ class Linux:
                 return file.read(4096).split()
         except OSError:
             return []
+
+    def swaps(self) -> list[str]:
+        try:
+            with open(SWAPS, encoding="utf-8", errors="replace") as file:
+                lines = file.read(MAX_SWAPS_BYTES).splitlines()
+        except OSError:
+            return []
+        return [line.split()[0] for line in lines[1:] if line.strip()]  # the first names the columns
 
     def find(self, command: str) -> str | None:
         return shutil.which(command, path="/usr/sbin:/usr/bin:/sbin:/bin")

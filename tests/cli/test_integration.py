@@ -12,6 +12,7 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.constants import INTEGRATION_SERVICES
+from hvsock.services.predefined import GUEST_HALVES
 from hvsock.testing.fabric import EmbeddedFabric, fabric
 from tests.cli.helpers import ended, invoke, invoke_json, line_of, started
 
@@ -58,6 +59,27 @@ def test_policy_without_an_agent(made: EmbeddedFabric) -> None:
 )
 def test_what_cannot_be_meant(made: EmbeddedFabric, arguments: tuple[str, ...], code: int, text: str) -> None:
     assert text in invoke("integration", *arguments, code=code).stderr
+
+
+def test_operations_that_are_denied(made: EmbeddedFabric) -> None:
+    denied = {"VM Session Service": ["*"], "Key-Value Pair Exchange": ["*", "kvp.set"]}
+    assert invoke_json("integration", "deny", "web01", "kvp.set")["denied"] == {
+        "Key-Value Pair Exchange": ["kvp.set"]
+    }
+    assert [one["name"] for one in listed().values() if one["denied"]] == ["Key-Value Pair Exchange"]
+    found = invoke_json("integration", "deny", "web01", "*")["denied"]
+    assert {name: found[name] for name in denied} == denied
+    assert set(found) == set(GUEST_HALVES) - {"VM Session Service-2"}  # which the broker's policy is for, too
+    assert (
+        "'kvp.get' is not denied for 'web01'; denied is: *, kvp.set"
+        in invoke("integration", "allow", "web01", "kvp.get", code=5).stderr
+    )
+    assert (
+        "there is no operation 'kvp.sett'; there are: agent.report, "
+        in invoke("integration", "deny", "web01", "kvp.sett", code=2).stderr
+    )
+    assert invoke_json("integration", "allow", "web01", "*", "kvp.set")["denied"] == {}
+    assert not any(one["denied"] for one in listed().values())
 
 
 def own_bytes(pid: str) -> int:

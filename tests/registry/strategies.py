@@ -62,6 +62,7 @@ settings_of_services = st.builds(
     wildcard_binds=st.none() | st.booleans(),
     bind=st.none() | access,
     connect=st.none() | access,
+    denied=st.none() | st.frozensets(st.sampled_from(["kvp.set", "kvp.*", "*", "direct.exec"])),
 )
 forwards = st.builds(Forward, st.sampled_from(["/run/web.sock", "/tmp/Grüße 你好/s: 1"]), st.none()) | st.builds(
     Forward, st.sampled_from(["127.0.0.1", "127.9.8.7", "::1"]), st.integers(1, 65_535)

@@ -153,9 +153,13 @@ def test_settings_are_written_and_read_again(one: Settings) -> None:
         ({"bind": {"sddl": "D:("}}, r"settings\.bind\.sddl: SDDL, character 3: an entry ends"),
         ({"connect": {"sddl": "D:", "everyone": True}}, "no member 'everyone'"),
         ({"connect": "D:"}, "settings.connect is an object, not a string"),
+        ({"denied": "kvp.set"}, "settings.denied is an array of strings, not a string"),
+        ({"denied": [5]}, "settings.denied is a string, not a number"),
+        ({"denied": ["kvp set"]}, "'kvp set' is no operation: they are like kvp.set"),
+        ({"denied": [f"kvp.a{number}" for number in range(65)]}, "at most 64 operations, not 65"),
     ],
 )
-def test_what_is_no_descriptor_is_refused_with_its_place(value: Any, why: str) -> None:
+def test_what_is_no_setting_is_refused_with_its_place(value: Any, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         settings_from_value(value, "settings")
 

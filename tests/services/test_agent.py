@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -138,6 +140,41 @@ def test_what_its_policy_denies(world: World) -> None:
                 await remote.report(Question())
 
     world.run(test)
+
+
+def test_what_its_host_denies(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused as soon as the agent has looked, on connections from before, too; and allowed again later."""
+
+    def deny(denied: frozenset[str] | None) -> None:
+        world.fabric.registry.change_settings(GUEST_AGENT.name, world.guest.id, denied=denied)
+
+    async def until_it(is_denied: bool, asking: GuestAgent) -> None:
+        said = ""
+        while bool(said) != is_denied:
+            said = ""
+            with contextlib.suppress(LostError):  # as the connection ends then
+                try:
+                    await asking.report(Question())
+                except RefusedError as error:
+                    said = str(error)
+        assert not said or re.match(r"agent\.report is denied by the policy .* \(hvsock integration deny\)", said)
+
+    async def test() -> None:
+        agent = world.agent(Policy.of(deny=["heartbeat.beat"]))
+        async with running(agent, world.guest.folder), world.asking() as asking:
+            await until_it(False, asking)
+            deny(frozenset({"agent.*"}))
+            await until_it(True, asking)
+            assert states(agent.report()) == dict.fromkeys(HALVES, Running.RUNNING)
+            deny(frozenset({"agent.other"}))
+            await until_it(False, asking)
+            deny(None)
+            await until_it(False, asking)
+
+    caplog.set_level("INFO")
+    world.run(test)
+    assert sum(f"{HEARTBEAT.name} is served" in line for line in caplog.messages) == 1
+    assert any("agent.report of parent: denied by policy" in line for line in caplog.messages)
 
 
 def test_two_in_one_partition(world: World) -> None:

@@ -6,6 +6,7 @@ documentation (ElementName, bare GUID keys), hvsocket.h (vsock template).
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,9 @@ MAX_UNIX_ID: Final = 0xFFFFFFFE
 """Largest user or group id; the one above it means "none" to the kernel."""
 MAX_ALLOWED_IDS: Final = 1_024
 """Most users, and most groups, that one setting names."""
+MAX_DENIED: Final = 64
+"""Most operations that one setting denies; a service has a dozen."""
+_OPERATION = re.compile(r"[a-z0-9_.]{0,99}[a-z0-9_*]")
 
 INBOX: Final = "inbox"
 """Flag: the service comes with the registry; it cannot be unregistered, nor its name or port alias changed."""
@@ -268,8 +272,15 @@ def check_settings(settings: Settings) -> Settings:
     """`settings`, if they can be stored.
 
     Raises:
-        UsageError: a user or group id out of range, or too many of them, or too long a descriptor.
+        UsageError: a user or group id out of range, or too many of them, or too long a descriptor; or what is no
+            operation, or too many of those.
     """
+    denied = settings.denied or ()
+    if len(denied) > MAX_DENIED:
+        raise UsageError(f"one setting denies at most {MAX_DENIED} operations, not {len(denied)}")
+    for operation in denied:
+        if not isinstance(operation, str) or not _OPERATION.fullmatch(operation):
+            raise UsageError(f"{quoted(str(operation))} is no operation: they are like kvp.set, or kvp.*")
     for value in (settings.enabled, settings.wildcard_binds):
         if value is not None and not isinstance(value, bool):
             raise UsageError(f"enabled and wildcard_binds are true, false or none, not {type(value).__name__}")
@@ -292,8 +303,8 @@ def check_defaults(settings: Settings) -> Settings:
     Raises:
         UsageError: they enable or disable, which is said of one service; or see :func:`check_settings`.
     """
-    if settings.enabled is not None:
-        raise UsageError("defaults say who may bind and connect; enable and disable services one by one")
+    if settings.enabled is not None or settings.denied is not None:
+        raise UsageError("defaults say who may bind and connect; enable, disable and deny services one by one")
     return check_settings(settings)
 
 

@@ -125,6 +125,7 @@ def of_vm(
         before = NO_SETTINGS
     else:
         before = entry.settings if vm_id is None else entry.per_vm.get(vm_id, NO_SETTINGS)
+    settings = dataclasses.replace(settings, denied=before.denied)  # of which no document says anything
     if before == settings and there is not None:
         return entry
     if before not in (NO_SETTINGS, settings) and not replace:

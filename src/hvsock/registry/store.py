@@ -280,6 +280,7 @@ class Registry:
         wildcard_binds: bool | Keep | None = KEEP,
         bind: Access | Keep | None = KEEP,
         connect: Access | Keep | None = KEEP,
+        denied: frozenset[str] | Keep | None = KEEP,
         now: float | None = None,
     ) -> ServiceEntry:
         """Change settings of a service, in-box services included.
@@ -294,6 +295,7 @@ class Registry:
             wildcard_binds: whether listeners bound to HV_GUID_WILDCARD or HV_GUID_CHILDREN take connections.
             bind: who may bind.
             connect: who may connect.
+            denied: operations that the service's guest half refuses, like ``kvp.set`` or ``kvp.*``.
             now: seconds since 1970 (UTC); None for the time of this call.
 
         Returns:
@@ -310,7 +312,7 @@ class Registry:
         with self._database.write() as connection:
             entry = rows.find(connection, key)
             before = entry.settings if vm is None else entry.per_vm.get(vm, NO_SETTINGS)
-            after = check_settings(_changed(before, enabled, wildcard_binds, bind, connect))
+            after = check_settings(_changed(before, enabled, wildcard_binds, bind, connect, denied))
             if after == before:
                 return entry
             if vm is None:
@@ -548,6 +550,7 @@ def _changed(
     wildcard_binds: bool | Keep | None,
     bind: Access | Keep | None,
     connect: Access | Keep | None,
+    denied: frozenset[str] | Keep | None = KEEP,
 ) -> Settings:
     """`before` with every setting that is not KEEP."""
     return Settings(
@@ -555,6 +558,7 @@ def _changed(
         wildcard_binds=before.wildcard_binds if isinstance(wildcard_binds, Keep) else wildcard_binds,
         bind=before.bind if isinstance(bind, Keep) else bind,
         connect=before.connect if isinstance(connect, Keep) else connect,
+        denied=before.denied if isinstance(denied, Keep) else denied,
     )
 
 

@@ -67,6 +67,8 @@ def settings_to_value(settings: Settings) -> dict[str, Any]:
         value["bind"] = _access_to_value(settings.bind)
     if settings.connect is not None:
         value["connect"] = _access_to_value(settings.connect)
+    if settings.denied is not None:
+        value["denied"] = sorted(settings.denied)
     return value
 
 
@@ -80,15 +82,24 @@ def settings_from_value(value: Any, where: str) -> Settings:
     Raises:
         UsageError: it is no such object, or has other members.
     """
-    members = take_object(value, where, {"enabled", "wildcard_binds", "bind", "connect"})
+    members = take_object(value, where, {"enabled", "wildcard_binds", "bind", "connect", "denied"})
     return check_settings(
         Settings(
             enabled=_take_bool(members.get("enabled"), f"{where}.enabled"),
             wildcard_binds=_take_bool(members.get("wildcard_binds"), f"{where}.wildcard_binds"),
             bind=_access_from_value(members.get("bind"), f"{where}.bind"),
             connect=_access_from_value(members.get("connect"), f"{where}.connect"),
+            denied=_denied_from_value(members.get("denied"), f"{where}.denied"),
         )
     )
+
+
+def _denied_from_value(value: Any, where: str) -> frozenset[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise UsageError(f"{where} is an array of strings, not {json_type(value)}")
+    return frozenset(take_text(one, where) for one in value)
 
 
 def take_object(value: Any, where: str, known: Collection[str]) -> Mapping[str, Any]:

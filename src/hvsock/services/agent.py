@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -141,6 +141,7 @@ class Agent:
         self._off = frozenset(off)
         self._halves = halves
         self._ids: dict[str, ServiceId] = {}
+        self._denied: dict[str, frozenset[str]] = {}
         self._serving: dict[str, Serving] = {}
         self._states = dict.fromkeys(halves, (Running.OFF_BY_HOST, ""))
         self._ready = asyncio.Event()
@@ -182,11 +183,15 @@ class Agent:
 
     async def _follow(self, enabled: Iterable[dict[str, Any]]) -> None:
         """Serve what is enabled, and nothing else."""
-        self._ids = {one["name"]: ServiceId(one["id"]) for one in enabled if one["name"] in self._halves}
+        known = {one["name"]: one for one in enabled if one["name"] in self._halves}
+        self._ids = {name: ServiceId(one["id"]) for name, one in known.items()}
+        denied = {name: frozenset(one.get("denied", ())) for name, one in known.items()}
+        before, self._denied = self._denied, denied
         for name in self._halves:
             serving = self._serving.get(name)
             wanted = name in self._ids and name not in self._off
-            if serving is not None and not (wanted and serving.is_serving):
+            is_other = before.get(name) != denied.get(name)  # its policy is for good, as are its connections
+            if serving is not None and not (wanted and serving.is_serving and not is_other):
                 await self._serving.pop(name).close()
                 log.info("%s is not served any more", name)
             if not wanted:
@@ -197,11 +202,12 @@ class Agent:
 
     async def _begin(self, name: str) -> None:
         before = self._states[name]
+        surroundings = replace(
+            self._surroundings, policy=self._surroundings.policy.without(self._denied.get(name, ()))
+        )
         try:
-            service = await asyncio.to_thread(self._made, name)
-            self._serving[name] = await open_serving(
-                service, HV_GUID_PARENT, self._partition, self._surroundings.policy
-            )
+            service = await asyncio.to_thread(self._made, name, surroundings)
+            self._serving[name] = await open_serving(service, HV_GUID_PARENT, self._partition, surroundings.policy)
         except Exception as error:  # one service that is broken, in whatever way, leaves the others alone
             self._states[name] = (Running.FAILED, str(error) or type(error).__name__)
             if before != self._states[name]:
@@ -210,9 +216,9 @@ class Agent:
         self._states[name] = (Running.RUNNING, "")
         log.info("%s is served", name)
 
-    def _made(self, name: str) -> Service | RawService:
+    def _made(self, name: str, surroundings: Surroundings) -> Service | RawService:
         kind = _half(self._halves[name])
-        made: Service | RawService = kind(self if kind is GuestAgent else self._surroundings)
+        made: Service | RawService = kind(self if kind is GuestAgent else surroundings)
         return made
 
 
@@ -251,19 +257,37 @@ def check_patterns(policy: Policy, off: Collection[str] = ()) -> None:
     Raises:
         UsageError: there is such a pattern.
     """
-    known: set[str] = set()
-    is_all = True
-    for name, path in GUEST_HALVES.items():
-        try:
-            known |= _policy_names(_half(path)) if name not in off else set()
-            is_all = is_all and name not in off
-        except Exception:  # the agent tells
-            is_all = False
+    found = operations(off)
+    known = frozenset().union(*found.values())
     services = {one.partition(".")[0] for one in known}
     for pattern in sorted(policy.deny.union(policy.allow or ())):
-        is_ours = is_all or pattern.partition(".")[0] in services
-        if is_ours and not any(Policy.of([pattern]).allows(one) for one in known):
+        is_ours = len(found) == len(GUEST_HALVES) or pattern.partition(".")[0] in services
+        if is_ours and not covered(pattern, known):
             raise UsageError(f"there is no operation {pattern!r}; there are: {', '.join(sorted(known))}")
+
+
+def operations(off: Collection[str] = ()) -> dict[str, frozenset[str]]:
+    """The operations that policies name, by the service's friendly name; without what cannot be loaded.
+
+    Args:
+        off: names of services that are left out.
+    """
+    found = {}
+    for name, path in GUEST_HALVES.items():
+        if name not in off:
+            with contextlib.suppress(Exception):  # the agent tells
+                found[name] = _policy_names(_half(path))
+    return found
+
+
+def covered(pattern: str, among: Iterable[str]) -> frozenset[str]:
+    """The operations that a pattern means.
+
+    Raises:
+        UsageError: it is no pattern.
+    """
+    policy = Policy.of([pattern])
+    return frozenset(one for one in among if policy.allows(one))
 
 
 def _policy_names(kind: type[Service | RawService]) -> frozenset[str]:

@@ -39,6 +39,10 @@ class Policy(NamedTuple):
                 raise UsageError(f"{pattern!r} is no operation: they are like heartbeat.beat, or filecopy.*")
         return cls(lists[0], lists[1] or frozenset())
 
+    def without(self, denied: Iterable[str]) -> Self:
+        """This policy, with more patterns denied."""
+        return self._replace(deny=self.deny | frozenset(denied))
+
     def allows(self, operation: str) -> bool:
         """Whether `operation` may be called."""
         if _matches(operation, self.deny):
@@ -52,7 +56,10 @@ class Policy(NamedTuple):
             RefusedError: it may not.
         """
         if not self.allows(operation):
-            raise RefusedError(f"{operation} is denied by the policy of the side that serves it")
+            raise RefusedError(
+                f"{operation} is denied by the policy of the side that serves it, or by its host's "
+                "(hvsock integration deny)"
+            )
 
 
 ALLOW_ALL = Policy()

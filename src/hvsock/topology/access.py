@@ -160,6 +160,8 @@ class Settings:
     wildcard_binds: bool | None = None
     bind: Access | None = None
     connect: Access | None = None
+    denied: frozenset[str] | None = None
+    """Operations of the service, or patterns of them, that its guest half refuses; no concern of the rules."""
 
     def over(self, lower: Settings) -> Settings:
         """These settings, with what they leave open taken from `lower`."""
@@ -168,6 +170,7 @@ class Settings:
             wildcard_binds=lower.wildcard_binds if self.wildcard_binds is None else self.wildcard_binds,
             bind=lower.bind if self.bind is None else self.bind,
             connect=lower.connect if self.connect is None else self.connect,
+            denied=lower.denied if self.denied is None else self.denied,
         )
 
 
@@ -203,7 +206,7 @@ class Service:
     listed: bool = True
 
     def settings_for(self, vm_id: VmId | None, through: VmId | None = None) -> Settings:
-        """The effective settings, in which nothing is None any more.
+        """The effective settings, in which nothing but `denied` is None any more.
 
         Args:
             vm_id: for connections of this VM or container; None for no one in particular.

@@ -246,7 +246,9 @@ def test_policy(tmp_path: Path) -> None:
     async def main(guest: Guest) -> None:
         done = await guest.run("hvsock", "exec", "web01", "--", "touch", str(tmp_path / "made"))
         assert done.code == 255
-        assert done.err == b"hvsock: direct.exec is denied by the policy of the side that serves it\n"
+        assert done.err.startswith(
+            b"hvsock: direct.exec is denied by the policy of the side that serves it, or by"
+        )
         assert not (tmp_path / "made").exists()
         async with guest.logged_in() as connection:
             with pytest.raises(asyncssh.ChannelOpenError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -14,7 +15,7 @@ from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions, open_registry, vm_id_of
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
 from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
-from hvsock.errors import HvsockError, NotFoundError
+from hvsock.errors import HvsockError, NotFoundError, UsageError
 
 if sys.platform == "win32":
     from . import integration_windows
@@ -24,6 +25,8 @@ COMMANDS: Final = {
     "list": Entry(f"{_HERE}:list_", "List the integration services of VMs, and what they do."),
     "enable": Entry(f"{_HERE}:enable", "Let a VM have an integration service."),
     "disable": Entry(f"{_HERE}:disable", "Take an integration service from a VM."),
+    "deny": Entry(f"{_HERE}:deny", "Take single operations of its services from a VM."),
+    "allow": Entry(f"{_HERE}:allow", "Give operations back that were denied."),
 }
 ANSWER_SECONDS: Final = 5.0
 """How long an agent may take to say what it serves; it takes milliseconds, and a second in an emulated guest."""
@@ -99,12 +102,16 @@ async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
             elif enabled and found is not None:
                 primary = "OK" if found.state == Running.RUNNING else "No Contact"
                 secondary = "" if primary == "OK" else (found.reason or found.state)
+            denied = sorted(entry.service().settings_for(vm_id).denied or ()) if entry is not None else []
+            if primary == "OK" and denied:
+                secondary = f"denied: {', '.join(denied)}"
             rows.append(
                 {
                     "vm": name,
                     "name": service.name,
                     "id": service_id,
                     "enabled": enabled,
+                    "denied": denied,
                     "primary_status": primary,
                     "secondary_status": secondary,
                 }
@@ -135,6 +142,74 @@ def enable(vm: str, name: str, as_json: bool) -> None:
 def disable(vm: str, name: str, as_json: bool) -> None:
     """Take the integration service NAME from VM, with the connections that it has."""
     _set(vm, name, False, as_json)
+
+
+@click.command()
+@click.argument("vm", shell_complete=complete_partitions)
+@click.argument("operations", metavar="OPERATION...", nargs=-1, required=True)
+@json_option
+def deny(vm: str, operations: tuple[str, ...], as_json: bool) -> None:
+    """Have VM's agent refuse operations of its services, like direct.shell or kvp.*, to all programs of this host.
+
+    It heeds that within a second. Connections of the services in question end.
+    """
+    _change(vm, operations, as_json, lambda before, named: before | named)
+
+
+@click.command()
+@click.argument("vm", shell_complete=complete_partitions)
+@click.argument("operations", metavar="OPERATION...", nargs=-1, required=True)
+@json_option
+def allow(vm: str, operations: tuple[str, ...], as_json: bool) -> None:
+    """Take back what `hvsock integration deny` said of VM, in the same words; what its guest denies stays."""
+    _change(vm, operations, as_json, lambda before, named: before - named, there=True)
+
+
+def _change(
+    vm: str,
+    operations: tuple[str, ...],
+    as_json: bool,
+    changed: Callable[[frozenset[str], frozenset[str]], frozenset[str]],
+    *,
+    there: bool = False,
+) -> None:
+    """Change what is denied.
+
+    Args:
+        vm: the VM.
+        operations: what is named.
+        as_json: how to tell what is denied then.
+        changed: makes of what is denied of a service, and what is named of it, what is denied then.
+        there: require that all that is named is denied already.
+    """
+    if sys.platform == "win32":
+        raise HvsockError("Hyper-V's services have no operations that could be denied; disable them")
+    from hvsock.services import agent
+
+    vm_id = vm_id_of(vm)
+    known = agent.operations()
+    everything = frozenset().union(*known.values())
+    for one in operations:
+        if not agent.covered(one, everything):
+            raise UsageError(f"there is no operation {one!r}; there are: {', '.join(sorted(everything))}")
+    found: dict[str, list[str]] = {}
+    with open_registry() as registry:
+        denied = {name: registry.find(name).service().settings_for(vm_id).denied or frozenset() for name in known}
+        if there and (missing := set(operations).difference(*denied.values())):
+            told = ", ".join(sorted(frozenset().union(*denied.values()))) or "nothing"
+            raise NotFoundError(f"{min(missing)!r} is not denied for {vm!r}; denied is: {told}")
+        for name, before in denied.items():
+            named = frozenset(one for one in operations if agent.covered(one, known[name]))
+            after = changed(before, named)
+            if after != before:
+                registry.change_settings(name, vm_id, denied=after)
+            if after:
+                found[name] = sorted(after)
+    if as_json:
+        print_json({"vm": vm, "denied": found})
+    elif to_terminal():
+        for name, names in found.items():
+            click.echo(f"{name} of {vm}: denied: {', '.join(names)}")
 
 
 def _set(vm: str, name: str, enabled: bool, as_json: bool) -> None:

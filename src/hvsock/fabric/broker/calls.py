@@ -188,13 +188,19 @@ def _resolve(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
 
 
 def _services(broker: Broker, client: Client, call: dict[str, Any]) -> Any:
-    """The services that are registered and enabled, with their port aliases."""
+    """The services that are registered and enabled, with their port aliases, and what is denied of them."""
     asking = client.gate.partition
     broker.look()
+    found = ((entry, entry.service().settings_for(asking.id)) for entry in broker.services.entries())
     return [
-        {"id": entry.id, "name": entry.name, "port_alias": entry.port_alias}
-        for entry in broker.services.entries()
-        if entry.service().settings_for(asking.id).enabled
+        {
+            "id": entry.id,
+            "name": entry.name,
+            "port_alias": entry.port_alias,
+            **({"denied": sorted(settings.denied)} if settings.denied else {}),
+        }
+        for entry, settings in found
+        if settings.enabled
     ]
 
 

@@ -12,7 +12,8 @@ these members; only the first two must be there::
     changed     ISO 8601 with offset
     settings    object with enabled, wildcard_binds (true or false), bind, connect
                 (objects with everyone (true or false), uids, gids (arrays of numbers), or with
-                sddl, a security descriptor, alone), for all VMs; what is null or missing is left open
+                sddl, a security descriptor, alone), denied (array of operations like kvp.set), for
+                all VMs; what is null or missing is left open
     per_vm      object of such settings by VmId
     forward     unix:PATH or tcp:ADDRESS:PORT, or null
 """

@@ -215,7 +215,7 @@ def test_shell(tmp_path: Path) -> None:
 
 @needs_openssh
 def test_openssh(tmp_path: Path) -> None:
-    """ssh by both ways, and sftp there and back, with what ssh-config printed and nothing else."""
+    """ssh by both ways, and sftp there and back, with what ssh-config printed and no environment."""
     config = tmp_path / "config"
     (tmp_path / "here").write_bytes(LARGE)
 
@@ -224,8 +224,9 @@ def test_openssh(tmp_path: Path) -> None:
         printed = await asyncio.to_thread(invoke, "direct", "ssh-config", "web01", env=env)
         config.write_bytes(printed.stdout_bytes)
         ssh = ("ssh", "-F", str(config))
+        elsewhere = ("env", "--unset=HVSOCK_DIR", "--unset=HVSOCK_PARTITION", *ssh)
         by_proxy, by_connect, sftp = await asyncio.gather(
-            guest.run(*ssh, "web01", "cat; exit 6", input=LARGE),
+            guest.run(*elsewhere, "web01", "cat; exit 6", input=LARGE),
             guest.run(*ssh, "-o", "ProxyCommand=hvsock connect %n Direct", "web01", "echo here"),
             guest.run(
                 *("sftp", "-b", "-", "-F", str(config), "web01"),

@@ -120,6 +120,12 @@ def test_in_the_guest(made: EmbeddedFabric, state: Path, monkeypatch: pytest.Mon
     assert "alone can be changed" in invoke("kvp", "set", "loopback", "a=1", "--pool", "external", code=2).stderr
     invoke("kvp", "delete", "loopback", "state")
     invoke("kvp", "get", "loopback", "state", code=5)
+    monkeypatch.undo()
+    assert invoke("kvp", "--state-folder", str(state), "get", "loopback", "config").stdout == "1"
+    assert (
+        "run the agent first"
+        in invoke("kvp", "--state-folder", "/nonesuch", "get", "loopback", "a", code=5).stderr
+    )
 
 
 def test_acknowledging(made: EmbeddedFabric, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import sys
 from typing import Final
 
@@ -14,7 +16,10 @@ from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import to_terminal
 from hvsock.cli.remote import STANDARD_INPUT, keys_of
 from hvsock.cli.sessions import pipe
+from hvsock.config.files import CONFIG_VARIABLE, PROFILE_VARIABLE
+from hvsock.fabric import paths
 from hvsock.services.predefined.direct.connecting import handed_over
+from hvsock.transport import TRANSPORT_VARIABLE
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
@@ -25,6 +30,16 @@ COMMANDS: Final = {
     "proxy": Entry(f"{_HERE}:proxy", "Be the ProxyCommand of OpenSSH."),
     "forget": Entry(f"{_HERE}:forget", "Forget the host key of a VM that was made anew."),
 }
+
+
+_WHERE: Final = (
+    paths.FOLDER_VARIABLE,
+    paths.PARTITION_VARIABLE,
+    TRANSPORT_VARIABLE,
+    CONFIG_VARIABLE,
+    PROFILE_VARIABLE,
+)
+"""The environment that says which VM a name means; OpenSSH may be run in another."""
 
 
 @click.group(cls=LazyGroup, table=COMMANDS)
@@ -50,6 +65,8 @@ def ssh_config(vm: str) -> None:
     for path in (keys.private_path, keys.known_hosts_path):
         if '"' in path or "%" in path:
             raise CommandError(f'OpenSSH cannot have the path {path}; use a fabric in a folder without " and %')
+    setting = [f"{name}={value}" for name in _WHERE if (value := os.environ.get(name))]
+    proxy = shlex.join([*(["env", *setting] if setting else []), "hvsock", "direct", "proxy"]).replace("%", "%%")
     click.echo(f"""Host {vm}
     User {user}
     HostKeyAlias {keys.alias}
@@ -57,7 +74,7 @@ def ssh_config(vm: str) -> None:
     IdentitiesOnly yes
     UserKnownHostsFile "{keys.known_hosts_path}"
     StrictHostKeyChecking yes
-    ProxyCommand hvsock direct proxy %n""")
+    ProxyCommand {proxy} %n""")
 
 
 @click.command()

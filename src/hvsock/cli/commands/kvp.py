@@ -44,13 +44,16 @@ _FIND_ORDER: Final = (Pool.GUEST, Pool.AUTO, Pool.EXTERNAL, Pool.AUTO_EXTERNAL)
 
 
 @click.group(cls=LazyGroup, table=COMMANDS)
-def kvp() -> None:
+@click.option("--state-folder", "folder", metavar="FOLDER", help="In a guest, its agent's, unless the default.")
+@click.pass_context
+def kvp(context: click.Context, folder: str | None) -> None:
     """Data exchange: keys with values between a host and its guests, kept in the guest (Key-Value Pair Exchange).
 
     On the host, VM is a guest's name; in a guest, it is the word loopback. There are four pools: external (what
     the host tells the guest), guest (what the guest tells the host), auto and auto_external (what the guest's
     agent and the host say of themselves).
     """
+    context.obj = folder
 
 
 def _pool_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,7 +255,7 @@ def _tell(change: Change, item: Item, as_json: bool) -> None:
 def _run(vm: str, on_host: Callable[[Exchange], Awaitable[Any]], here: Callable[[Local], Any]) -> Any:
     """What `here` returns in a guest, and `on_host` on the host."""
     if vm == HERE:
-        return here(local())
+        return here(local(click.get_current_context().obj))
 
     async def ask() -> Any:
         async with exchange(vm) as side:

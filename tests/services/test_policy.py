@@ -59,3 +59,10 @@ def test_check_says_what_is_denied() -> None:
 def test_what_is_no_pattern(pattern: str, where: str) -> None:
     with pytest.raises(UsageError, match="is no operation"):
         Policy.of(**{where: ["kvp.get", pattern]})
+
+
+@given(lists, lists, operations)
+def test_more_is_denied(denied: frozenset[str], more: frozenset[str], operation: str) -> None:
+    policy = Policy.of(deny=denied)
+    assert policy.without(more).allows(operation) == Policy.of(deny=denied | more).allows(operation)
+    assert not policy.without([operation]).allows(operation)

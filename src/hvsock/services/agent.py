@@ -141,8 +141,8 @@ class Agent:
         self._off = frozenset(off)
         self._halves = halves
         self._ids: dict[str, ServiceId] = {}
-        self._denied: dict[str, frozenset[str]] = {}
         self._serving: dict[str, Serving] = {}
+        self._served_without: dict[str, frozenset[str]] = {}
         self._states = dict.fromkeys(halves, (Running.OFF_BY_HOST, ""))
         self._ready = asyncio.Event()
         if unknown := self._off - set(halves):
@@ -185,29 +185,28 @@ class Agent:
         """Serve what is enabled, and nothing else."""
         known = {one["name"]: one for one in enabled if one["name"] in self._halves}
         self._ids = {name: ServiceId(one["id"]) for name, one in known.items()}
-        denied = {name: frozenset(one.get("denied", ())) for name, one in known.items()}
-        before, self._denied = self._denied, denied
         for name in self._halves:
+            denied = frozenset(known[name].get("denied", ())) if name in known else frozenset()
             serving = self._serving.get(name)
             wanted = name in self._ids and name not in self._off
-            is_other = before.get(name) != denied.get(name)  # its policy is for good, as are its connections
-            if serving is not None and not (wanted and serving.is_serving and not is_other):
+            # its connections go by the policy that they began with
+            is_right = wanted and self._served_without.get(name) == denied
+            if serving is not None and not (is_right and serving.is_serving):
                 await self._serving.pop(name).close()
                 log.info("%s is not served any more", name)
             if not wanted:
                 self._states[name] = (Running.OFF_BY_GUEST if name in self._off else Running.OFF_BY_HOST, "")
             elif name not in self._serving:
-                await self._begin(name)
+                await self._begin(name, denied)
         self._ready.set()
 
-    async def _begin(self, name: str) -> None:
+    async def _begin(self, name: str, denied: frozenset[str]) -> None:
         before = self._states[name]
-        surroundings = replace(
-            self._surroundings, policy=self._surroundings.policy.without(self._denied.get(name, ()))
-        )
+        surroundings = replace(self._surroundings, policy=self._surroundings.policy.without(denied))
         try:
             service = await asyncio.to_thread(self._made, name, surroundings)
             self._serving[name] = await open_serving(service, HV_GUID_PARENT, self._partition, surroundings.policy)
+            self._served_without[name] = denied
         except Exception as error:  # one service that is broken, in whatever way, leaves the others alone
             self._states[name] = (Running.FAILED, str(error) or type(error).__name__)
             if before != self._states[name]:

@@ -149,6 +149,9 @@ class VmSession(RawService, name=VM_SESSION_SERVICE_2.name, id=VM_SESSION_SERVIC
         surroundings: the agent's, which :class:`VmSessionBroker` gets, too.
     """
 
+    POLICY_NAMES = frozenset({OPERATION})
+    """The broker asks its policy; what this one has let in ends where that changes."""
+
     def __init__(self, surroundings: Surroundings) -> None:
         self._desk = surroundings.shared(Desk)
 

@@ -48,6 +48,9 @@ ANSWER_GRACE_SECONDS = 2.0
 """Seconds that a connect waits past its time-out for whoever keeps that: the broker, a VMM, a device, or Windows
 (hvsock's own)."""
 
+OPERATION_PATTERN = r"(?:[a-z0-9_]{1,50}\.){0,5}(?:[a-z0-9_]{1,50}|\*)"
+"""What names operations of services in policies: kvp.set, or kvp.* (hvsock's own)."""
+
 HVSOCKET_ADDRESS_FLAG_PASSTHRU = 0x00000001
 """Flag of HVSOCKET_ADDRESS_INFO (header)."""
 

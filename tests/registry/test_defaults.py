@@ -155,6 +155,7 @@ def test_settings_are_written_and_read_again(one: Settings) -> None:
         ({"connect": "D:"}, "settings.connect is an object, not a string"),
         ({"denied": "kvp.set"}, "settings.denied is an array of strings, not a string"),
         ({"denied": [5]}, "settings.denied is a string, not a number"),
+        ({"denied": ["kvp*"]}, r"'kvp\*' is no operation"),
         ({"denied": ["kvp set"]}, "'kvp set' is no operation: they are like kvp.set"),
         ({"denied": [f"kvp.a{number}" for number in range(65)]}, "at most 64 operations, not 65"),
     ],
@@ -211,3 +212,10 @@ def test_json_with_bad_defaults(defaults: Any, why: str) -> None:
     document = {"format": "hvsock-registry", "version": 1, "defaults": defaults, "services": []}
     with pytest.raises(UsageError, match=why):
         load_json(json.dumps(document).encode(), now=0.0)
+
+
+def test_two_who_deny_at_once_lose_nothing(registry: Registry) -> None:
+    registry.change_settings(ONE, VM, denied=lambda before: before | {"one.do"})
+    entry = registry.change_settings(ONE, VM, denied=lambda before: before | {"one.stop"})
+    assert entry.service().settings_for(VM).denied == frozenset({"one.do", "one.stop"})
+    assert registry.change_settings(ONE, VM, denied=None).per_vm == {}

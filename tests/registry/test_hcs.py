@@ -242,3 +242,11 @@ def test_a_name_that_is_taken_and_a_registry_that_is_full(
     monkeypatch.setattr("hvsock.registry.store.MAX_SERVICES", len(registry.entries()))
     with pytest.raises(UsageError, match="a registry holds"):
         registry.import_of_vm(VM, Settings(), {ServiceId.new(): Settings()})
+
+
+def test_operations_that_are_denied_are_no_concern_of_a_document(registry: Registry) -> None:
+    registry.change_settings(ONE, VM, denied=frozenset({"one.do"}))
+    settings = Settings(enabled=False)
+    assert registry.import_of_vm(VM, Settings(), {ONE: settings}) == Imported(0, 1, 0)
+    assert registry.services()[ONE].per_vm == {VM: Settings(enabled=False, denied=frozenset({"one.do"}))}
+    assert registry.import_of_vm(VM, Settings(), {ONE: settings}) == Imported(0, 0, 1)

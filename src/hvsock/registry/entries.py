@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from hvsock.addresses import SERVICE_WILDCARD, WELL_KNOWN_VMIDS, ServiceId, VmId, parse_service_id
-from hvsock.constants import INTEGRATION_SERVICES, SESSION_SERVICES, VSOCK_PORT_MAX
+from hvsock.constants import INTEGRATION_SERVICES, OPERATION_PATTERN, SESSION_SERVICES, VSOCK_PORT_MAX
 from hvsock.errors import UsageError
 from hvsock.topology.access import DEFAULTS, Allowed, Defaults, Service, Settings
 from hvsock.topology.sddl import format_sddl, parse_sddl
@@ -38,7 +38,7 @@ MAX_ALLOWED_IDS: Final = 1_024
 """Most users, and most groups, that one setting names."""
 MAX_DENIED: Final = 64
 """Most operations that one setting denies; a service has a dozen."""
-_OPERATION = re.compile(r"[a-z0-9_.]{0,99}[a-z0-9_*]")
+_OPERATION = re.compile(OPERATION_PATTERN)
 
 INBOX: Final = "inbox"
 """Flag: the service comes with the registry; it cannot be unregistered, nor its name or port alias changed."""

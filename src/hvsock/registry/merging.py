@@ -125,11 +125,12 @@ def of_vm(
         before = NO_SETTINGS
     else:
         before = entry.settings if vm_id is None else entry.per_vm.get(vm_id, NO_SETTINGS)
-    settings = dataclasses.replace(settings, denied=before.denied)  # of which no document says anything
+    others = dataclasses.replace(before, denied=None)  # of which no document says anything
+    if others not in (NO_SETTINGS, settings) and not replace:
+        raise DuplicateError(f"{entry.name!r} has other settings there already, not to be replaced")
+    settings = dataclasses.replace(settings, denied=before.denied)
     if before == settings and there is not None:
         return entry
-    if before not in (NO_SETTINGS, settings) and not replace:
-        raise DuplicateError(f"{entry.name!r} has other settings there already, not to be replaced")
     if vm_id is None:
         return dataclasses.replace(entry, settings=settings, changed=moment)
     per_vm = {**entry.per_vm, vm_id: settings}

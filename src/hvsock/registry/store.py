@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
@@ -280,7 +280,7 @@ class Registry:
         wildcard_binds: bool | Keep | None = KEEP,
         bind: Access | Keep | None = KEEP,
         connect: Access | Keep | None = KEEP,
-        denied: frozenset[str] | Keep | None = KEEP,
+        denied: frozenset[str] | Callable[[frozenset[str]], frozenset[str]] | Keep | None = KEEP,
         now: float | None = None,
     ) -> ServiceEntry:
         """Change settings of a service, in-box services included.
@@ -295,7 +295,8 @@ class Registry:
             wildcard_binds: whether listeners bound to HV_GUID_WILDCARD or HV_GUID_CHILDREN take connections.
             bind: who may bind.
             connect: who may connect.
-            denied: operations that the service's guest half refuses, like ``kvp.set`` or ``kvp.*``.
+            denied: operations that the service's guest half refuses, like ``kvp.set`` or ``kvp.*``; or what
+                makes them of those in force, so that two who change them at once lose nothing.
             now: seconds since 1970 (UTC); None for the time of this call.
 
         Returns:
@@ -312,6 +313,8 @@ class Registry:
         with self._database.write() as connection:
             entry = rows.find(connection, key)
             before = entry.settings if vm is None else entry.per_vm.get(vm, NO_SETTINGS)
+            if callable(denied):
+                denied = denied(entry.service().settings_for(vm).denied or frozenset())
             after = check_settings(_changed(before, enabled, wildcard_binds, bind, connect, denied))
             if after == before:
                 return entry

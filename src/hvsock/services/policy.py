@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple, Self
 
+from hvsock.constants import OPERATION_PATTERN
 from hvsock.errors import RefusedError, UsageError
 
-_PATTERN = re.compile(r"(?:[a-z0-9_]+\.)*(?:[a-z0-9_]+|\*)")
+_PATTERN = re.compile(OPERATION_PATTERN)
 
 
 class Policy(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def deny(vm: str, operations: tuple[str, ...], as_json: bool) -> None:
 
     It heeds that within a second. Connections of the services in question end.
     """
-    _change(vm, operations, as_json, lambda before, named: before | named)
+    _change(vm, operations, as_json, lambda named, before: before | named)
 
 
 @click.command()
@@ -162,7 +163,7 @@ def deny(vm: str, operations: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def allow(vm: str, operations: tuple[str, ...], as_json: bool) -> None:
     """Take back what `hvsock integration deny` said of VM, in the same words; what its guest denies stays."""
-    _change(vm, operations, as_json, lambda before, named: before - named, there=True)
+    _change(vm, operations, as_json, lambda named, before: before - named, there=True)
 
 
 def _change(
@@ -179,7 +180,7 @@ def _change(
         vm: the VM.
         operations: what is named.
         as_json: how to tell what is denied then.
-        changed: makes of what is denied of a service, and what is named of it, what is denied then.
+        changed: makes of what is named of a service, and what is denied of it, what is denied then.
         there: require that all that is named is denied already.
     """
     if sys.platform == "win32":
@@ -198,13 +199,13 @@ def _change(
         if there and (missing := set(operations).difference(*denied.values())):
             told = ", ".join(sorted(frozenset().union(*denied.values()))) or "nothing"
             raise NotFoundError(f"{min(missing)!r} is not denied for {vm!r}; denied is: {told}")
-        for name, before in denied.items():
+        for name in known:
             named = frozenset(one for one in operations if agent.covered(one, known[name]))
-            after = changed(before, named)
-            if after != before:
-                registry.change_settings(name, vm_id, denied=after)
-            if after:
-                found[name] = sorted(after)
+            if changed(named, denied[name]) != denied[name]:
+                entry = registry.change_settings(name, vm_id, denied=functools.partial(changed, named))
+                denied[name] = entry.service().settings_for(vm_id).denied or frozenset()
+            if denied[name]:
+                found[name] = sorted(denied[name])
     if as_json:
         print_json({"vm": vm, "denied": found})
     elif to_terminal():

@@ -20,8 +20,8 @@ assert sys.platform == "linux"
 
 from tests.cli.helpers import PATIENCE, PROGRAM, broker, ended, environment, invoke, invoke_json, line_of, started
 from tests.cli.helpers import hvsock as run
-from tests.fabric.peers import wait_until
 from tests.relay.servers import tcp_server, unix_server
+from tests.waiting import is_alive, wait_until
 
 TARGET = "unix:/run/web.sock"
 
@@ -59,14 +59,6 @@ def relay_of(folder: str) -> int:
 
     wait_until(look)
     return pid[-1]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"
 
 
 # -- the registry
@@ -134,7 +126,7 @@ def test_up_keeps_a_relay_from_the_first_forward_on(folder: str) -> None:
         code, _, errors = ended(process)
         assert code == 0
         assert b"the relay ended by signal 9" in errors
-        assert is_gone(second)
+        assert not is_alive(second)
 
 
 @pytest.mark.soak
@@ -146,7 +138,7 @@ def test_the_relay_ends_with_a_broker_that_is_killed_and_comes_with_the_next(fol
             relay = relay_of(folder)
             process.kill()
             process.wait()
-            wait_until(lambda: is_gone(relay))
+            wait_until(lambda: not is_alive(relay))
         with broker(folder):
             assert greeting_of("web") == b"hi"
             assert relay_of(folder) != relay

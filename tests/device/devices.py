@@ -17,7 +17,8 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.reactor import Reactor
 from hvsock.testing.virtio_driver import ONE, Layout
 from tests.cli.helpers import environment, line_of, started
-from tests.device.guest import PATIENCE_SECONDS, Guest
+from tests.device.guest import Guest
+from tests.waiting import in_reactor
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux")
@@ -29,7 +30,7 @@ DEFAULTS = Limits()
 
 @contextlib.contextmanager
 def running() -> Iterator[Reactor]:
-    """A reactor in a thread; it is the body's to be careful with while it turns."""
+    """A reactor in a thread; the body reaches what it watches by in_reactor()."""
     reactor = Reactor()
     thread = threading.Thread(target=reactor.run, name="reactor under test")
     thread.start()
@@ -63,16 +64,7 @@ class DeviceThread:
 
     def ask(self, act: Callable[[], T]) -> T:
         """What `act` returns, called in the device's thread."""
-        done = threading.Event()
-        results: list[T] = []
-
-        def call() -> None:
-            results.append(act())
-            done.set()
-
-        self.reactor.call_from_thread(call)
-        assert done.wait(PATIENCE_SECONDS), "the device does not answer"
-        return results[0]
+        return in_reactor(self.reactor, act)
 
     def front_end(self) -> socket.socket:
         """QEMU's end of a socket that the device serves."""

@@ -20,7 +20,7 @@ from hvsock.registry import ServiceEntry
 from hvsock.virtio.packet import SEQPACKET, Shutdown
 from tests.device.devices import DeviceThread
 from tests.device.guest import Guest, GuestSocket
-from tests.fabric.peers import wait_until
+from tests.waiting import wait_until
 
 PING = Request(Op.CALL, call={"method": "ping"}).pack()
 

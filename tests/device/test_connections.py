@@ -27,7 +27,8 @@ from tests.device.conftest import PORT
 from tests.device.devices import DeviceThread
 from tests.device.ends import Types, accept, connect, from_guest, from_host, listen, receive_exactly
 from tests.device.guest import PATIENCE_SECONDS, Guest, GuestSocket
-from tests.fabric.peers import fails_with, wait_until
+from tests.fabric.peers import fails_with
+from tests.waiting import wait_until
 
 TYPES = [
     pytest.param((socket.SOCK_STREAM, STREAM), id="stream"),

@@ -22,7 +22,7 @@ from tests.device.devices import DeviceThread
 from tests.device.ends import from_guest
 from tests.device.guest import PATIENCE_SECONDS
 from tests.device.test_lifecycle import works
-from tests.fabric.peers import wait_until
+from tests.waiting import wait_until
 
 QUEUE_7 = vhost_user.pack_vring_state(7, 128)
 GET_FEATURES = Message(Request.GET_FEATURES, Flag.NONE, b"").pack()

@@ -27,7 +27,8 @@ from tests.device.ends import connect, from_guest, from_host, listen
 from tests.device.guest import PATIENCE_SECONDS, Guest
 from tests.device.test_lifecycle import works
 from tests.fabric.fake_device import DeviceEnd, FakeDevice
-from tests.fabric.peers import ended, fails_with, read_errno, wait_until
+from tests.fabric.peers import ended, fails_with, read_errno
+from tests.waiting import wait_until
 
 
 def courier(service: ServiceEntry, flags: Flag = Flag.NONE) -> bytes:

@@ -30,8 +30,8 @@ from tests.device.devices import DeviceThread, device_process, guest_of
 from tests.device.ends import accept, connect, from_guest, from_host, listen
 from tests.device.guest import PATIENCE_SECONDS, Guest, GuestSocket
 from tests.device.test_lifecycle import works
-from tests.fabric.peers import wait_until
 from tests.support import sample
+from tests.waiting import wait_until
 
 AT_ONCE = 200
 """Connections that are there at the same time."""

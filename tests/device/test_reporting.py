@@ -18,7 +18,8 @@ from hvsock.device.reporting import MAX_READERS, Reports, read_report
 from hvsock.errors import StateError
 from tests.device.devices import running
 from tests.device.guest import PATIENCE_SECONDS
-from tests.fabric.peers import fails_with, wait_until
+from tests.fabric.peers import fails_with
+from tests.waiting import in_reactor, wait_until
 
 LARGE = {"cid": 3, "filler": "x" * (4 << 20)}
 """More than the kernel keeps for a reader."""
@@ -33,9 +34,9 @@ def path(tmp_path: Path) -> str:
 def reports(path: str) -> Iterator[Reports]:
     """Large ones."""
     with running() as reactor:
-        made = Reports(reactor, bound_socket(path), lambda: LARGE)
+        made = in_reactor(reactor, lambda: Reports(reactor, bound_socket(path), lambda: LARGE))
         yield made
-        made.close()
+        in_reactor(reactor, made.close)
 
 
 def reader(path: str) -> socket.socket:
@@ -73,9 +74,9 @@ def test_a_socket_at_a_long_path(tmp_path: Path) -> None:
     folder.mkdir()
     path = str(folder / "report")
     with running() as reactor:
-        made = Reports(reactor, bound_socket(path), lambda: {"cid": 5})
+        made = in_reactor(reactor, lambda: Reports(reactor, bound_socket(path), lambda: {"cid": 5}))
         assert read_report(path) == {"cid": 5}
-        made.close()
+        in_reactor(reactor, made.close)
 
 
 def test_a_socket_takes_the_place_of_a_dead_one(path: str) -> None:

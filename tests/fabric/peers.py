@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -24,22 +24,12 @@ from hvsock.fabric.broker.broker import Broker
 from hvsock.fabric.broker.folder import FabricFolder
 from hvsock.fabric.messages import Flag, Op, Request
 from hvsock.sockets import accepting
+from tests.waiting import PATIENCE_SECONDS
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux")
 
 T = TypeVar("T")
-
-PATIENCE_SECONDS = 30.0
-"""What nothing here takes on a busy machine; more of it is a failure."""
-
-
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait for something that is about to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "that did not happen"
-        time.sleep(0.002)
 
 
 @contextmanager
@@ -191,22 +181,6 @@ def running(path: str, **options: Any) -> Iterator[Broker]:
         broker.stop()
         thread.join()
         broker.close()
-
-
-def in_thread(broker: Broker, act: Callable[[], T]) -> T:
-    """What `act` returns, called in a broker's own thread."""
-    done = threading.Event()
-    results: list[T] = []
-
-    def call() -> None:
-        try:
-            results.append(act())
-        finally:
-            done.set()
-
-    broker.reactor.call_from_thread(call)
-    assert done.wait(PATIENCE_SECONDS)
-    return results[0]
 
 
 @contextmanager

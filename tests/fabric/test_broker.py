@@ -37,17 +37,9 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Op, Request
 from hvsock.registry import ServiceEntry
 from hvsock.topology.sddl import parse_sddl
-from tests.fabric.peers import (
-    PATIENCE_SECONDS,
-    Connector,
-    control,
-    ended,
-    fails_with,
-    start_connect,
-    take,
-    wait_until,
-)
+from tests.fabric.peers import Connector, control, ended, fails_with, start_connect, take
 from tests.registry.processes import in_child
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 PARENT, LOOPBACK = HV_GUID_PARENT, HV_GUID_LOOPBACK
 

@@ -22,7 +22,8 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Established, Flag
 from hvsock.registry import ServiceEntry
 from tests.fabric.fake_device import FakeDevice, begin_connect, connected, refused
-from tests.fabric.peers import PATIENCE_SECONDS, Connector, ended, fails_with, start_connect, take, wait_until
+from tests.fabric.peers import Connector, ended, fails_with, start_connect, take
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 TYPES = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 PORT = 2761

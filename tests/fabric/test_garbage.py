@@ -31,8 +31,9 @@ from hvsock.fabric.broker.quota import Quota
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.fabric.messages import Op, Request
 from hvsock.testing.leaks import leak_check
-from tests.fabric.peers import control, ended, read_errno, start_connect, take, wait_until
+from tests.fabric.peers import control, ended, read_errno, start_connect, take
 from tests.support import sample
+from tests.waiting import wait_until
 
 REQUEST_SECONDS = 0.25
 """The time that a client has here."""

@@ -19,7 +19,8 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.messages import Notice, NoticeKind
 from hvsock.registry import Registry, ServiceEntry
 from tests.fabric.fake_device import DeviceEnd, FakeDevice
-from tests.fabric.peers import start_connect, wait_until
+from tests.fabric.peers import start_connect
+from tests.waiting import wait_until
 
 QUIET_SECONDS = 0.7
 """Longer than the pause between two looks of the broker."""

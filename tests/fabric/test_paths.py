@@ -18,8 +18,9 @@ from hvsock.errors import StateError
 from hvsock.fabric import client, paths
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.testing.leaks import leak_check
-from tests.fabric.peers import PATIENCE_SECONDS, open_folder
+from tests.fabric.peers import open_folder
 from tests.registry.processes import User, in_child
+from tests.waiting import PATIENCE_SECONDS
 
 NOBODY = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="acts as other users: run the tests as root")

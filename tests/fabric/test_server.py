@@ -25,7 +25,8 @@ from hvsock.fabric.messages import Op, Request
 from hvsock.notify import notify
 from hvsock.registry import Registry
 from tests.cli.helpers import told_until_it_ends
-from tests.fabric.peers import PATIENCE_SECONDS, control, read_errno, start_connect, wait_until
+from tests.fabric.peers import control, read_errno, start_connect
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 _CODE = """
 import sys

@@ -10,7 +10,7 @@ import pytest
 import hvsock
 from hvsock.fabric.broker.services import SETTLED_NANOSECONDS
 from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle
-from tests.fabric.peers import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS
 
 assert sys.platform == "linux"
 

@@ -20,10 +20,10 @@ from tests.support import sample
 
 assert sys.platform == "linux"
 
-from tests.fabric.peers import wait_until
 from tests.hybrid.failures import ANSWERS, REQUESTS, Failure, failures
 from tests.hybrid.peers import until_end
 from tests.hybrid.test_limits import program, server
+from tests.waiting import wait_until
 
 PATIENCE = 30.0
 A_MOMENT = 0.01

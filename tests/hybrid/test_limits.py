@@ -6,7 +6,6 @@ import contextlib
 import logging
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from hvsock.hybrid.serving import Server
 assert sys.platform == "linux"
 
 from tests.device.devices import running
-from tests.fabric.peers import wait_until
 from tests.hybrid.peers import until_end
+from tests.waiting import in_reactor, wait_until
 
 PATIENCE = 30.0
 
@@ -30,14 +29,11 @@ PATIENCE = 30.0
 @contextlib.contextmanager
 def server(partition: Path, most: int = 9, profile: Profile = HVSOCK) -> Iterator[tuple[Reactor, Server]]:
     with running() as reactor:
-        made = Server(reactor, VmId.new(), str(partition), profile, most)
+        made = in_reactor(reactor, lambda: Server(reactor, VmId.new(), str(partition), profile, most))
         try:
             yield reactor, made
         finally:
-            closed = threading.Event()
-            reactor.call_from_thread(made.close)
-            reactor.call_from_thread(closed.set)
-            assert closed.wait(PATIENCE)
+            in_reactor(reactor, made.close)
 
 
 def program(reactor: Reactor, served: Server, data: bytes = b"") -> socket.socket:

@@ -19,7 +19,8 @@ from hvsock.addresses import ServiceId
 from hvsock.errors import BusyError, StateError, UsageError
 from hvsock.hybrid.listening import is_served, listen, listen_at
 from hvsock.hybrid.profiles import FIRECRACKER, LIBKRUN, OPENVMM
-from tests.fabric.peers import fails_with, wait_until
+from tests.fabric.peers import fails_with
+from tests.waiting import wait_until
 
 assert sys.platform == "linux"
 

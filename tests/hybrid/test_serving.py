@@ -24,8 +24,8 @@ assert sys.platform == "linux"
 
 from tests.cli.helpers import PATIENCE, ended, invoke, invoke_json, line_of, started
 from tests.cli.helpers import hvsock as run
-from tests.fabric.peers import wait_until
 from tests.hybrid.peers import until_end
+from tests.waiting import wait_until
 
 PORT = 5005
 GUID = ServiceId("3049197c-9a4e-4fbf-9367-97f792f16994")

@@ -18,7 +18,7 @@ from hvsock.hybrid.profiles import VHOST_DEVICE
 from hvsock.virtio.session import RX
 from hvsock.virtio.vhost_user import Request
 from tests.device.guest import Guest
-from tests.fabric.peers import wait_until
+from tests.waiting import wait_until
 
 assert sys.platform == "linux"
 

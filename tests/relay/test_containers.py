@@ -22,7 +22,7 @@ from hvsock.addresses import ServiceId
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import broker
 from tests.containers import container_command, missing
-from tests.fabric.peers import wait_until
+from tests.waiting import wait_until
 
 SERVICE = ServiceId("11111111-2222-4333-8444-555555555555")
 IN_CONTAINER = Path(__file__).parent.parent / "vm" / "guest_scripts" / "in_container.py"

@@ -27,8 +27,8 @@ from hvsock.relay.relay import Relay
 from hvsock.topology.access import Settings
 from hvsock.virtio.packet import Shutdown
 from tests.device.devices import DeviceThread
-from tests.fabric.peers import wait_until
 from tests.relay.servers import tcp_server, unix_server
+from tests.waiting import in_reactor, wait_until
 
 ONE = ServiceId("3049197c-9a4e-4fbf-9367-97f792f16994")
 VM, OTHER_VM = VmId.new(), VmId.new()
@@ -75,9 +75,7 @@ class World:
 
     def look(self) -> None:
         self.follower.look()
-        done = threading.Event()
-        self.reactor.call_from_thread(done.set)
-        assert done.wait(10)
+        in_reactor(self.reactor, lambda: None)
 
     def connect(self, partition: PartitionHandle | None = None, name: str = "web") -> hvsock.socket:
         """A connection from the VM, or another partition."""

@@ -27,7 +27,8 @@ from hvsock.fabric.reactor import Reactor
 from hvsock.relay import uplink as uplink_module
 from hvsock.relay.uplink import Uplink, way_of
 from hvsock.sockets.vsock import ports
-from tests.fabric.peers import fails_with, wait_until
+from tests.fabric.peers import fails_with
+from tests.waiting import wait_until
 
 ECHO = ServiceId("11111111-2222-4333-8444-555555555555")
 SILENT = ServiceId.from_port(5_001)

@@ -15,7 +15,8 @@ import pytest
 assert sys.platform == "linux"
 
 from hvsock.services.supervising import PASSED_ON
-from tests.vm.support import is_alive, wait_until
+from tests.vm.support import wait_until
+from tests.waiting import is_alive
 
 PROGRAM: Final = """
 import os, signal, sys, time

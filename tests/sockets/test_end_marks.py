@@ -30,8 +30,9 @@ from hvsock.fabric.messages import Established
 from hvsock.sockets import accepting
 from hvsock.sockets.socket import socket as hv_socket
 from tests.fabric.fake_device import DeviceEnd, FakeDevice, begin_connect, connected
-from tests.fabric.peers import fails_with, wait_until
+from tests.fabric.peers import fails_with
 from tests.sockets.support import ROOT, WAIT_SECONDS, World, fails
+from tests.waiting import wait_until
 
 TYPES = [pytest.param(socket.SOCK_STREAM, id="stream"), pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")]
 SETTLE_SECONDS = 0.05

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from hvsock.vm.guest import READY_LINE
 from hvsock.vm.image import Image
 from hvsock.vm.qemu import Hardware
 from hvsock.vm.runs import Run, Settings
+from tests import waiting
 
 PATIENCE: Final = 120.0
 """Seconds that anything may take here; an emulated guest is up in six where it has a processor to itself."""
@@ -74,21 +75,8 @@ def started(
         run.wait_for_end()
 
 
-def wait_until(reached: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is a process, which is no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+wait_until = functools.partial(waiting.wait_until, seconds=PATIENCE)
+"""Wait for something that is about to happen; there is more patience with a VM."""
 
 
 def console_log(run: Run) -> str:
@@ -99,5 +87,5 @@ def console_log(run: Run) -> str:
 
 def wait_for_line(run: Run, text: str, count: int = 1, seconds: float = PATIENCE) -> str:
     """Wait until the guest has written `text` to its console so many times; returns all that it wrote."""
-    wait_until(lambda: console_log(run).count(text) >= count, seconds)
+    wait_until(lambda: console_log(run).count(text) >= count, seconds=seconds)
     return console_log(run)

@@ -17,13 +17,8 @@ assert sys.platform == "linux"
 from hvsock.vm import control, launch
 from hvsock.vm.qemu import Hardware
 from hvsock.vm.runs import Run, State
-from tests.vm.support import (
-    is_alive,
-    needs_qemu,
-    settings_of,
-    started,
-    wait_until,
-)
+from tests.vm.support import needs_qemu, settings_of, started, wait_until
+from tests.waiting import is_alive
 
 pytestmark = needs_qemu
 

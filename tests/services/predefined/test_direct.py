@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
@@ -32,7 +31,7 @@ from hvsock.services.predefined.direct.users import own_user
 from hvsock.testing.fabric import fabric
 from tests.cli.helpers import PROGRAM, invoke
 from tests.services.predefined.direct_guest import PATIENCE, Guest, a_guest, direct_keeper, with_guest
-from tests.vm.support import is_alive
+from tests.waiting import is_alive, wait_until
 
 needs_openssh = pytest.mark.skipif(
     shutil.which("ssh") is None or shutil.which("sftp") is None,
@@ -48,14 +47,6 @@ async def wait_until_gone(pid: int) -> None:
     async with asyncio.timeout(PATIENCE):
         while os.path.exists(f"/proc/{pid}"):
             await asyncio.sleep(0.01)
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)
 
 
 def children_of(pid: int) -> list[int]:

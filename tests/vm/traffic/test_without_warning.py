@@ -14,9 +14,10 @@ assert sys.platform == "linux"
 from hvsock.vm.runs import State
 from tests.support import SOAK, sample
 from tests.vm.guest_scripts.traffic import MAX_BYTES, payload
-from tests.vm.support import is_alive, needs_qemu, wait_until
+from tests.vm.support import needs_qemu, wait_until
 from tests.vm.traffic.test_ends import RESET_SECONDS, Record
 from tests.vm.traffic.world import Guest, World, beside, processes_in, reset_after
+from tests.waiting import is_alive
 
 pytestmark = [needs_qemu, pytest.mark.timeout(sample(180, 3600))]
 

@@ -33,7 +33,8 @@ from tests.cli.helpers import hvsock as command
 from tests.faults.processes import BrokerProcess
 from tests.vm.guest_scripts import agent, traffic
 from tests.vm.guest_scripts.traffic import WAIT_SECONDS
-from tests.vm.support import PATIENCE, guest_image, is_alive, wait_until
+from tests.vm.support import PATIENCE, guest_image, wait_until
+from tests.waiting import is_alive
 
 SCRIPTS: Final = Path(__file__).parent.parent / "guest_scripts"
 ANSWER_SECONDS: Final = 2 * WAIT_SECONDS

@@ -615,6 +615,34 @@ def test_the_command_says_that_a_backup_is_not_good(made: EmbeddedFabric, machin
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_does_not_outlive_its_freeze(
+    number: signal.Signals, made: EmbeddedFabric, machine: Machine
+) -> None:
+    """What would copy on is ended, as its copy would be none; the guest thaws, and the exit code tells."""
+    words = ["vss", "freeze", "web01", "--timeout", "60", "--json", "--", "sh", "-c", "echo $$; exec sleep 1000"]
+
+    def ended_by_signal() -> tuple[int, dict[str, Any]]:
+        with subprocess.Popen([PROGRAM, *words], env=environment(), stdout=subprocess.PIPE) as backup:
+            assert backup.stdout is not None
+            command = int(backup.stdout.readline())
+            backup.send_signal(number)
+            code = backup.wait(PATIENCE)
+            try:
+                os.kill(command, signal.SIGKILL)
+            except ProcessLookupError:
+                return code, json.loads(backup.stdout.read())
+            raise AssertionError("the command lives on")
+
+    async def work() -> None:
+        async with served(made, machine):
+            code, report = await asyncio.to_thread(ended_by_signal)
+        assert code == report["exit_code"] == 128 + number
+        assert machine.log() == [*FROZEN, *THAWED]
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("command", ["no such command", "/"])
 def test_a_command_that_is_none_freezes_nothing(command: str, made: EmbeddedFabric, machine: Machine) -> None:
     invoke("vss", "freeze", "web01", "--", command, code=127)

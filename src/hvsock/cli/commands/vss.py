@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 import click
@@ -132,7 +134,8 @@ async def _freeze(vm: str, timeout: float, as_json: bool, command: tuple[str, ..
         async with frozen(vm, timeout=timeout) as held:
             for one in held.left_out:
                 say(f"{one.path} is not frozen: {one.obstacle}")
-            code = await _ran(command, held)
+            with _signals() as signals:
+                code = await _ran(command, held, signals)
     except ThawedError as error:
         trouble = str(error)
     assert held is not None
@@ -158,12 +161,38 @@ async def _freeze(vm: str, timeout: float, as_json: bool, command: tuple[str, ..
     return code or (ExitCode.FAILED if trouble else ExitCode.OK)
 
 
-async def _ran(command: tuple[str, ...], held: Freeze) -> int:
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that the command gets, as it would go on without a freeze otherwise; SIGINT ends it, too."""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Queue[signal.Signals]]:
+    """The signals that come within this context, from its beginning on."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in _FORWARDED:
+        loop.add_signal_handler(number, found.put_nowait, number)
+    try:
+        yield found
+    finally:
+        for number in _FORWARDED:
+            loop.remove_signal_handler(number)
+
+
+async def _forward(signals: asyncio.Queue[signal.Signals], process: asyncio.subprocess.Process) -> None:
+    while True:
+        number = await signals.get()
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            process.send_signal(number)
+
+
+async def _ran(command: tuple[str, ...], held: Freeze, signals: asyncio.Queue[signal.Signals]) -> int:
     """The exit code of the command; when the guest thaws too early, that is said at once."""
     try:
         process = await asyncio.create_subprocess_exec(*command)
     except OSError as error:
         raise CommandError(f"cannot run {command[0]!r}: {error.strerror}", ExitCode.CANNOT_EXECUTE) from None
+    forwarding = asyncio.create_task(_forward(signals, process))
     ended = asyncio.create_task(process.wait())
     thawed = asyncio.create_task(held.wait_thawed())
     try:
@@ -172,8 +201,9 @@ async def _ran(command: tuple[str, ...], held: Freeze) -> int:
             say(f"{held.vm} has thawed already, and {command[0]} goes on for nothing")
         code = await asyncio.shield(ended)
     finally:
+        forwarding.cancel()
         thawed.cancel()
         if not ended.done():
             process.terminate()
-        await asyncio.wait({ended, thawed})
+        await asyncio.wait({ended, thawed, forwarding})
     return code if code >= 0 else 128 - code

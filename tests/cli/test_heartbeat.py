@@ -91,7 +91,8 @@ def test_a_state_is_held_for_as_long_as_the_command_runs(made: EmbeddedFabric, t
 def test_what_cannot_be_set(made: EmbeddedFabric, tmp_path: Path) -> None:
     assert "this is the host" in invoke("heartbeat", "set", "healthy", code=2).stderr
     nowhere = str(tmp_path / "nowhere")
-    assert "hvsock agent" in invoke("heartbeat", "set", "healthy", "--state-folder", nowhere, code=5).stderr
+    said = invoke("heartbeat", "set", "healthy", "--state-folder", nowhere, code=5).stderr
+    assert "run it: hvsock agent; or give its folder by --state-folder" in said
     name = ("--name", "../x", "--for", "9")
     invoke("heartbeat", "set", "healthy", "--state-folder", str(tmp_path), *name, code=2)
     invoke("heartbeat", "nobody", code=5)

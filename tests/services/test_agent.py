@@ -188,7 +188,9 @@ def test_two_in_one_partition(world: World) -> None:
             try:
                 (one, other) = second.report().services
                 assert {one.state, other.state} == {Running.FAILED}
-                assert "in use" in one.reason
+                assert one.reason.endswith(
+                    "in use in this partition; another program serves it, as a second agent does: end one of them"
+                )
             finally:
                 await first.__aexit__(None, None, None)
             await until(second, GUEST_AGENT.name, Running.RUNNING)

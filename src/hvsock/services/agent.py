@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -55,6 +56,14 @@ class Running(StrEnum):
     """The guest's own configuration has it off."""
     FAILED = "failed"
     """It cannot be served; the agent tries again."""
+
+
+def _why(error: Exception) -> str:
+    """What prevents a service, and what to do."""
+    if isinstance(error, OSError) and error.strerror:
+        more = "; another program serves it, as a second agent does: end one of them"
+        return error.strerror + (more if error.errno == errno.EADDRINUSE else "")
+    return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +217,9 @@ class Agent:
             self._serving[name] = await open_serving(service, HV_GUID_PARENT, self._partition, surroundings.policy)
             self._served_without[name] = denied
         except Exception as error:  # one service that is broken, in whatever way, leaves the others alone
-            self._states[name] = (Running.FAILED, str(error) or type(error).__name__)
+            self._states[name] = (Running.FAILED, _why(error))
             if before != self._states[name]:
-                log.warning("%s cannot be served: %s", name, error)
+                log.warning("%s cannot be served: %s", name, _why(error))
             return
         self._states[name] = (Running.RUNNING, "")
         log.info("%s is served", name)

@@ -60,7 +60,9 @@ def set_(state: str, name: str, seconds: float | None, folder: str | None) -> No
     where = _state_folder() if folder is None else folder
     chosen = _STATES[state]
     if not os.path.isdir(where):
-        raise NotFoundError(f"no agent keeps its state in {where}; run it: hvsock agent")
+        raise NotFoundError(
+            f"no agent keeps its state in {where}; run it: hvsock agent; or give its folder by --state-folder"
+        )
     if chosen is ApplicationState.UNKNOWN:
         tell_for(name, where, chosen, 1.0)
     elif seconds is not None:

@@ -129,7 +129,12 @@ def get(vm: str, key: str, pool: str | None, file: str | None, as_json: bool) ->
 @_pool_option
 @click.option("--file", type=click.Path(), help="The value of the one KEY is in this file; - is standard input.")
 @click.option("--label", default="", help="The program that owns the keys, to delete them by.")
-@click.option("--acknowledged", type=float, metavar="S", help="Wait so many seconds until the guest acknowledged.")
+@click.option(
+    "--acknowledged",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Wait so many seconds until the guest acknowledged.",
+)
 @json_option
 def set_(
     vm: str,

@@ -126,5 +126,6 @@ def local(folder: str | None = None) -> Local:
     """
     folder = folder or own_state_folder()
     if not os.path.isdir(folder):
-        raise NotFoundError(f"there is no {folder}: run the agent first, as the same user: hvsock agent")
+        text = f"there is no {folder}: run the agent first, as the same user: hvsock agent"
+        raise NotFoundError(f"{text}; or say which --state folder it has")
     return Local(folder)

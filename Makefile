@@ -48,8 +48,8 @@ SPREAD := -n 3 --no-loadscope-reorder --durations=15
 test: setup qemu
 	$(BIN)/python -m pytest $(SPREAD) --ignore=tests/test_core_coverage.py
 
-# The examples of every page of the documentation; `make test` has those of the first pages.
-docs: setup
+# The examples of every page of the documentation, also in VMs; `make test` has those of the first pages.
+docs: setup qemu
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest -n 3 tests/docs
 
 # The fuzzer that is guided by coverage; without it, the others still run.

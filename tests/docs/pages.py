@@ -4,7 +4,7 @@ Blocks of ``python`` of one page run one after the other, in one namespace. Bloc
 for each page: a line that starts with ``$`` is a command, the lines below it are its output, as doctest compares
 it with ELLIPSIS and NORMALIZE_WHITESPACE. GUIDs, times, process ids and counts of programs differ from run to
 run; any will do for the ones shown. A comment above a block says more: ``<!-- file: NAME -->``, it is a file in
-the shell's folder; ``<!-- run in a VM -->``, tests/vm runs it; ``<!-- not run: REASON -->``, nobody does.
+the shell's folder; ``<!-- run in a VM -->``, it needs one; ``<!-- not run: REASON -->``, nobody does.
 """
 
 from __future__ import annotations
@@ -51,17 +51,25 @@ class Block(NamedTuple):
     body: str
 
 
-def blocks(page: Path, language: str, remark: str = "") -> list[str]:
-    """The bodies of a page's blocks in that language with that remark above them."""
-    found = (Block(*one) for one in _BLOCK.findall(page.read_text(encoding="utf-8")))
-    return [one.body for one in found if (one.language, one.remark) == (language, remark)]
+def _blocks(page: Path) -> list[Block]:
+    return [Block(*one) for one in _BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+def blocks(page: Path, language: str, *remarks: str) -> list[str]:
+    """The bodies of a page's blocks in that language, of those with no comment above them or one of `remarks`."""
+    return [one.body for one in _blocks(page) if one.language == language and one.remark in {"", *remarks}]
+
+
+def remarks(page: Path) -> set[str]:
+    """What the comments above a page's blocks say."""
+    return {one.remark for one in _blocks(page)}
 
 
 def write_files(page: Path, folder: Path) -> None:
     """The files of a page."""
-    for remark, _, body in _BLOCK.findall(page.read_text(encoding="utf-8")):
-        if remark.startswith(FILE):
-            (folder / remark.removeprefix(FILE)).write_text(body, encoding="utf-8")
+    for one in _blocks(page):
+        if one.remark.startswith(FILE):
+            (folder / one.remark.removeprefix(FILE)).write_text(one.body, encoding="utf-8")
 
 
 class Shell:
@@ -77,7 +85,7 @@ class Shell:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         environ = {
             **environment,
-            "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}:/usr/sbin:/sbin",  # mkfs.ext4
             "COLUMNS": "110",
             "LC_ALL": "C.UTF-8",
         }
@@ -96,7 +104,8 @@ class Shell:
         """What `command` prints, on standard output and standard error."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{command}\necho '{self._MARK}'\n")
+        # the shell's own input is the next commands, which is not for this one to read
+        self.process.stdin.write(f"{{ {command}\n}} </dev/null\necho '{self._MARK}'\n")
         self.process.stdin.flush()
         lines: list[str] = []
         for line in self.process.stdout:
@@ -106,7 +115,7 @@ class Shell:
         raise AssertionError(f"the shell ended in {command!r}: {''.join(lines)}")
 
     def close(self) -> None:
-        """End the shell and whatever it started."""
+        """End the shell and whatever it started, but for VMs."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:

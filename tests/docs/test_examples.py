@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from hvsock.testing.fabric import EmbeddedFabric
 
 assert sys.platform == "linux"
 
-from tests.docs.pages import FLAGS, PAGES, ROOT, Shell, blocks, check, write_files
+from tests.docs.pages import FLAGS, IN_A_VM, PAGES, ROOT, Shell, blocks, check, remarks, write_files
+from tests.vm.support import needs_qemu
 
 _FIRST = ("README.md", "tutorial.md", "howto.md", "inventory.md")
 """The pages that newcomers read; the consoles of the others are left to `make docs` and the soak."""
@@ -63,6 +65,21 @@ def test_console_examples(page: Path, shell: Shell, tmp_path: Path) -> None:
     write_files(page, tmp_path)
     for body in blocks(page, "console"):
         check(shell, body)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@needs_qemu
+@pytest.mark.parametrize("page", [page for page in PAGES if IN_A_VM in remarks(page)], ids=_name)
+def test_console_examples_with_a_vm(page: Path, shell: Shell, tmp_path: Path) -> None:
+    """The same with the blocks that need one, which the page starts."""
+    write_files(page, tmp_path)
+    try:
+        for body in blocks(page, "console", IN_A_VM):
+            check(shell, body)
+    finally:
+        for vm in json.loads(shell.run("hvsock vm list --json")):
+            shell.run(f"hvsock vm rm --force {vm['name']}")
 
 
 def test_the_examples_are_found() -> None:

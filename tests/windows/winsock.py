@@ -140,7 +140,7 @@ class Machine:
         """VMs that do not answer where nothing listens, as those with Linux."""
         self.registered: set[str] = set()
         self.endpoints: dict[int, Endpoint] = {}
-        """By the inode of the AF_UNIX socket; threads add to it, so who goes through it goes through :meth:`all`."""
+        """By the inode of the AF_UNIX socket; threads add to it, so what goes through it takes :meth:`all`."""
         self._numbers = itertools.count(1)
 
     def add_vm(self) -> VmId:

@@ -215,8 +215,8 @@ class Guest:
         with self.changed:
             self.front_end.start()
             self.driver.add_rx_buffers()
-            self.front_end.kick(RX)
             self.front_end.ask(Request.GET_FEATURES)
+            self.front_end.kick(RX)
         return self
 
     def pause(self) -> None:

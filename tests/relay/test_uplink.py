@@ -389,9 +389,7 @@ def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
         ]
         try:
             for sock in socks:
-                sock.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    sock.connect((HV_GUID_PARENT, ECHO))
+                begin(sock)
             for sock in socks:
                 select.select([], [sock], [], 20)
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

@@ -62,11 +62,11 @@ class PatientSocket(fabric_sockets.socket):
 
 
 @contextlib.contextmanager
-def configured(path: str, vm_id: VmId, vmm: str, *, cid: int = 3) -> Iterator[None]:
+def configured(path: str, vm_id: VmId, vmm: str) -> Iterator[None]:
     """A configuration with one VM, for this process, in place of its own; the transport stays."""
     before = {name: os.environ.get(name) for name in (CONFIG_VARIABLE, PROFILE_VARIABLE)}
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(f'[profiles.default.vms.web01]\nid = "{vm_id}"\ncid = {cid}\npath = "{path}"\nvmm = "{vmm}"\n')
+        file.write(f'[profiles.default.vms.web01]\nid = "{vm_id}"\ncid = 3\npath = "{path}"\nvmm = "{vmm}"\n')
         file.flush()
         os.environ.pop(PROFILE_VARIABLE, None)
         os.environ[CONFIG_VARIABLE] = file.name

@@ -21,6 +21,7 @@ from .addresses import (
     ServiceId,
     VmId,
     describe_vm_id,
+    parse_number,
     parse_service_id,
     parse_url,
 )
@@ -38,7 +39,6 @@ _VM_IDS: Final = {
     VSOCK_CID_HOST: HV_GUID_PARENT,
     VSOCK_CID_LOCAL: HV_GUID_LOOPBACK,
 }
-_NUMBER: Final = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _QUOTED_CHARACTERS: Final = 100
 
@@ -144,11 +144,8 @@ def _decoded(text: str, whole: str) -> str:
 
 
 def _number(text: str, most: int) -> int | None:
-    lower = text.lower()
-    if not _NUMBER.match(lower):
-        return None
-    number = int(lower, 16 if lower.startswith("0x") else 10)
-    return number if number <= most else None
+    number = parse_number(text)
+    return number if number is not None and number <= most else None
 
 
 def _shown(text: str) -> str:

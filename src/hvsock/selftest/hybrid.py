@@ -16,7 +16,7 @@ from typing import Any, Final
 if sys.platform != "linux":
     raise ImportError("hybrid sockets need Linux, as the VMMs do")
 
-from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, ServiceId, VmId
+from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, VmId
 from hvsock.config.files import CONFIG_VARIABLE, PROFILE_VARIABLE
 from hvsock.errors import NotReadyError
 from hvsock.fabric import paths
@@ -31,6 +31,7 @@ from hvsock.tied import tied
 from hvsock.transport import TRANSPORT_VARIABLE, Transport
 
 from . import connections
+from .fabric import fresh_service
 from .ground import Ground, Way
 
 START_SECONDS: Final = 30.0
@@ -128,10 +129,6 @@ def ground() -> Ground:
         stack.enter_context(served(vm.name, folder, "vm", made.folder))
         stack.enter_context(configured(os.path.join(folder, "vm"), vm.id, "hvsock"))
 
-        def fresh_service() -> ServiceId:
-            service = ServiceId.new()
-            return made.register(f"selftest {service[:8]}", service).id
-
         inside = partial(fabric_sockets.socket, partition=vm.folder)
         patient = partial(PatientSocket, partition=vm.folder)
         to_vm = Way(socket, inside, HV_GUID_PARENT, vm.id)
@@ -140,7 +137,7 @@ def ground() -> Ground:
             Transport.HYBRID,
             socket,
             aio,
-            fresh_service,
+            partial(fresh_service, made),
             made.registry,
             {"the configuration": lambda: list(known.vms())},
             lambda name: known.named(name).id,

@@ -148,7 +148,7 @@ def policies_of(service: ServiceId, ask: Ask = powershell.ask) -> list[VmPolicy]
     found = []
     for one in ask(_ALL.format(service=str(service))):
         try:
-            found.append(VmPolicy(VmId(one["id"]), text(one["name"]), Policy(_number(one["policy"]))))
+            found.append(VmPolicy(VmId(one["id"]), powershell.text(one["name"]), Policy(_number(one["policy"]))))
         except (LookupError, TypeError, AttributeError, ValueError):
             raise RemoteError(f"WMI told of something that is no VM's policy: {quoted(str(one))}") from None
     return found
@@ -182,17 +182,6 @@ def known(vm: VmId, found: list[Any]) -> list[Any]:
     if found == [{"unknown": True}]:
         raise NotFoundError(f"this host has no VM {vm} (who is not elevated, sees none): see Get-VM")
     return found
-
-
-def text(value: object) -> str:
-    """A value of JSON that is text.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
 
 
 def _number(value: object) -> int:

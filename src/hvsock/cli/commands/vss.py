@@ -12,7 +12,7 @@ import click
 
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
-from hvsock.cli.outcome import CommandError, ExitCode, say
+from hvsock.cli.outcome import CommandError, ExitCode, printable, say
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table
 from hvsock.services.connecting import connect
 from hvsock.services.predefined.vss.host import Freeze, ThawedError, frozen
@@ -72,15 +72,15 @@ def _print(found: Checked) -> None:
     columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
     rows = [
         [
-            *(_printable(text) for text in (one.path, one.kind, one.source)),
+            *(printable(text) for text in (one.path, one.kind, one.source)),
             mark(not one.obstacle),
-            _printable(one.obstacle) or "-",
+            printable(one.obstacle) or "-",
         ]
         for one in found.file_systems
     ]
     print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
     for hook in found.hooks:
-        click.echo(_printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
+        click.echo(printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
     if found.frozen:
         click.echo("a freeze is under way")
 
@@ -93,11 +93,6 @@ def _run(vm: str, work: Coroutine[Any, Any, T]) -> T:
         raise CommandError(
             f"no agent serves VSS in {vm}; run it there: hvsock agent; see: hvsock integration list {vm}"
         ) from None
-
-
-def _printable(text: str) -> str:
-    """What a guest says, without anything that a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 async def _checked(vm: str) -> Checked:

@@ -203,8 +203,8 @@ What fails with vhost-device-vsock 0.3.0 is its own doing, seen with plain socke
 [hybrid sockets](hybrid.md). It ends both directions when the host ends one: `half_close_keeps_other_direction`,
 `shutdown_twice`, and `makefile_round_trip`, which ends its writing before it reads. It does not tell a guest that
 waits in a send that the host closed: `blocked_send_fails_when_peer_closes`. All others wait, as their last step,
-for the end that the guest made of its direction, which is not told to the host. MSG_PEEK, files, and either direction
-while the other is full do work.
+for the end that the guest made of its direction, which is not told to the host. MSG_PEEK, files, and either
+direction while the other is full do work.
 
 ## What was not run
 

@@ -57,6 +57,8 @@ def _fabric() -> Availability:
     from hvsock.hybrid.listening import is_served
 
     folder = paths.partition_folder()
+    if not paths.may_enter(folder):
+        return Availability(Transport.FABRIC, False, f"this user may not enter {folder}", paths.LET_IN)
     if not is_served(folder, paths.STREAM_SOCKET):
         return Availability(Transport.FABRIC, False, f"no broker is in {folder}", _CURES[Transport.FABRIC])
     return Availability(Transport.FABRIC, True, f"a broker is in {folder}")

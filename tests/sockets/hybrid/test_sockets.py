@@ -274,7 +274,7 @@ class TestConnect:
             (HV_GUID_CHILDREN, errno.EADDRNOTAVAIL, "children is no VM with a hybrid socket"),
             (HV_GUID_PARENT, errno.EADDRNOTAVAIL, "parent is no VM with a hybrid socket"),
             (HV_GUID_LOOPBACK, errno.EADDRNOTAVAIL, "loopback is no VM with a hybrid socket"),
-            (VmId.from_cid(77), errno.EHOSTUNREACH, "no VM has the id .* and a path; see .*profiles.default.vms"),
+            (VmId.from_cid(77), errno.EHOSTUNREACH, "no VM has the id .*; see .*profiles.default.vms"),
             (VmId(GUID), errno.EHOSTUNREACH, "no VM has the id"),
         ],
     )
@@ -283,6 +283,13 @@ class TestConnect:
         with socket() as sock, pytest.raises(OSError, match=why) as caught:
             sock.connect((vm_id, PORT))
         assert caught.value.errno == code
+
+    def test_a_vm_without_a_path_is_named(self, configure: Configure) -> None:
+        configure(more="[profiles.default.vms.db]\ncid=7")
+        why = "the VM 'db' has no path, which hybrid sockets need; see .*profiles.default.vms"
+        with socket() as sock, pytest.raises(OSError, match=why) as caught:
+            sock.connect(names.resolve(("db", "5005")))
+        assert caught.value.errno == errno.EHOSTUNREACH
 
     @pytest.mark.parametrize(
         ("more", "code", "why"),

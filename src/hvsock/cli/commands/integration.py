@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,6 +13,7 @@ import click
 from hvsock.addresses import ServiceId, VmId
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions, open_registry, vm_id_of
+from hvsock.cli.outcome import text_of
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
 from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
 from hvsock.errors import HvsockError, NotFoundError, UsageError
@@ -89,7 +89,7 @@ async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
             report = await agent.report(Question(), timeout=ANSWER_SECONDS)
         reports = {one.name: one for one in report.services}
     except (OSError, HvsockError) as error:
-        contact = _why(error)
+        contact = _why(name, error)
     rows = []
     with open_registry() as registry:
         for service in INTEGRATION_SERVICES:
@@ -120,11 +120,14 @@ async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
     return rows
 
 
-def _why(error: OSError | HvsockError) -> str:
+def _why(vm: str, error: OSError | HvsockError) -> str:
+    from hvsock.cli.silent import why_not_up
+
+    if why := why_not_up(vm):
+        return why
     if isinstance(error, ConnectionRefusedError):
         return "no agent answers; run it there: hvsock agent"
-    # asyncio's own text names the address alone
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return text_of(error)
 
 
 @click.command()

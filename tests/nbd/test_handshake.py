@@ -166,7 +166,7 @@ def test_qemu_nbd(tmp_path: Path) -> None:
     ]
     with subprocess.Popen(command) as server:
         try:
-            wait_until(path.exists)
+            wait_until(lambda: listens(path))
             with connected(path) as sock:
                 found = negotiate(sock, "one")
                 assert (found.size, found.block_size) == (1 << 20, 512)
@@ -177,6 +177,12 @@ def test_qemu_nbd(tmp_path: Path) -> None:
                 negotiate(sock, "two")
         finally:
             server.kill()
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody does: a server makes its socket's file a moment before."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 def connected(path: Path) -> socket.socket:

@@ -88,9 +88,7 @@ def negotiate(connection: socket.socket, name: str = "", seconds: float = HANDSH
         found: Export = end.value
         return found
     except TimeoutError:
-        text = (
-            f"the NBD server was silent or slow: no handshake in {seconds:g} s; has it another client?"
-        )
+        text = f"the NBD server was silent or slow: no handshake in {seconds:g} s; has it another client?"
         raise TimeoutError(text) from None
 
 

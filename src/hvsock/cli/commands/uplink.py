@@ -47,7 +47,5 @@ def _missing_on(way: str) -> str | None:
     folder = way.removeprefix(UNIX)
     if os.path.isdir(folder):
         up = is_served(folder, paths.STREAM_SOCKET)
-        return (
-            None if up else f"no broker answers in {folder}; bind-mount a partition's, of a fabric that is up"
-        )
+        return None if up else f"no broker answers in {folder}; bind-mount a partition's, of a fabric that is up"
     return f"there is no folder {folder}; bind-mount that of this machine's partition there"

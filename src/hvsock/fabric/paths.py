@@ -58,6 +58,14 @@ def fabric_folder(environ: Mapping[str, str] | None = None) -> str:
     return _private_folder(f"/tmp/hvsock-{uid}", uid)
 
 
+def is_socket(path: str) -> bool:
+    """Whether a socket is at `path`, by what this user sees."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def may_enter(folder: str) -> bool:
     """Whether this user may enter `folder`; one that is not there, or is none, forbids nothing."""
     try:

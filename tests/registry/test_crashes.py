@@ -231,7 +231,7 @@ def test_a_reader_never_sees_half_a_change(tmp_path: Path) -> None:
     with running(shuffle) as child:
         assert child.next_line() == "ready"
         with Registry(tmp_path) as registry:
-            seen = set()
+            seen: set[tuple[ServiceId, ...]] = set()
             for number in itertools.count():
                 if number >= sample(50, 5_000) and len(seen) > 1:  # none may have come, in a few, on a slow disk
                     break

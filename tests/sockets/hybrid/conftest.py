@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from hvsock.machines import known
-
 Configure = Callable[..., None]
 
 
@@ -23,11 +21,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Configure:
-    """Gives this process a profile with VMs; by default web01 and web02 in the folder, with VMMs of our own.
-
-    They are all that it knows, whatever paths other tests gave it.
-    """
-    monkeypatch.setattr(known, "_given", {})
+    """Gives this process a profile with VMs; by default web01 and web02 in the folder, with VMMs of our own."""
 
     def write(vmm: str = "hvsock", names: tuple[str, ...] = ("web01", "web02"), more: str = "") -> None:
         vms = "".join(f"[profiles.default.vms.{name}]\npath='{folder / name}'\n" for name in names)

@@ -240,7 +240,8 @@ def test_short_names_of_this_machine_are_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_names_of_the_configuration_are_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
+    monkeypatch.chdir(tmp_path)  # the whole path has the name of the user
+    file = Path("config.toml")
     file.write_text(
         "profile = 'q7'\n[profiles.q7]\nqemu_users = ['bo', '107']\nlibvirt = 'qemu+ssh://gwen@blade.corp:22/system'",
         encoding="utf-8",

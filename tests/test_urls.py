@@ -1,6 +1,9 @@
-"""URLs of every kind: written, read back, and refused with a word why."""
+"""URLs of every kind: read, and refused with a word why."""
 
 from __future__ import annotations
+
+import contextlib
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -19,7 +22,7 @@ from hvsock.addresses import (
     parse_vm_id,
 )
 from hvsock.hybrid.profiles import PROFILES
-from hvsock.urls import HybridText, is_hybrid, parse, vsock_url
+from hvsock.urls import HybridText, is_hybrid, parse
 
 GUID = ServiceId("3049197c-9a4e-4fbf-9367-97f792f16994")
 PORT = ServiceId.from_port(5005)
@@ -120,7 +123,7 @@ def test_what_is_wrong(text: str, why: str) -> None:
 @given(st.integers(1, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF))
 def test_numbers_come_back(cid: int, port: int) -> None:
     found = address(f"vsock://{cid}:{port}")
-    assert address(vsock_url(found)) == found
+    assert found.vm_id.cid == (None if cid in (1, 2, 0xFFFFFFFF) else cid)
     assert found.service_id.port == port
 
 
@@ -141,9 +144,8 @@ PATHS = st.text(
     st.one_of(st.none(), st.sampled_from(sorted(PROFILES))),
 )
 def test_paths_come_back(path: str, service: ServiceId, profile: str | None) -> None:
-    made = HybridText(path, service, profile)
-    assert parse(made.url()) == made
-    assert made.url().isascii()
+    url = f"unix:{quote(path, errors='surrogateescape')}?hybrid={service}"
+    assert parse(url if profile is None else f"{url}&profile={profile}") == HybridText(path, service, profile)
 
 
 @given(
@@ -152,18 +154,5 @@ def test_paths_come_back(path: str, service: ServiceId, profile: str | None) -> 
     )
 )
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
-    try:
-        found = parse(text)
-    except ValueError:
-        return
-    if isinstance(found, HybridText):
-        assert parse(found.url()) == found
-
-
-def test_what_has_no_numbers() -> None:
-    with pytest.raises(ValueError, match="children is no number of AF_VSOCK"):
-        vsock_url(Address(HV_GUID_CHILDREN, PORT))
-    with pytest.raises(ValueError, match=f"{GUID} is no number of AF_VSOCK"):
-        vsock_url(Address(HV_GUID_PARENT, GUID))
-    with pytest.raises(ValueError, match="begins with more than one slash"):
-        HybridText("//v", PORT).url()
+    with contextlib.suppress(ValueError):
+        assert isinstance(parse(text), AddressText | HybridText)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING and sys.platform == "linux":
-    from hvsock.fabric.reactor import Reactor
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -34,19 +30,23 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-if sys.platform == "linux":
+class Turning(Protocol):
+    """A reactor that turns in a thread."""
 
-    def in_reactor(reactor: Reactor, act: Callable[[], T]) -> T:
-        """What `act` returns, called in the thread that turns the reactor, to which belongs what it watches."""
-        done = threading.Event()
-        results: list[T] = []
+    def call_from_thread(self, callback: Callable[[], None]) -> None: ...
 
-        def call() -> None:
-            try:
-                results.append(act())
-            finally:
-                done.set()
 
-        reactor.call_from_thread(call)
-        assert done.wait(PATIENCE_SECONDS), "the reactor does not turn"
-        return results[0]
+def in_reactor(reactor: Turning, act: Callable[[], T]) -> T:
+    """What `act` returns, called in the thread that turns the reactor, to which belongs what it watches."""
+    done = threading.Event()
+    results: list[T] = []
+
+    def call() -> None:
+        try:
+            results.append(act())
+        finally:
+            done.set()
+
+    reactor.call_from_thread(call)
+    assert done.wait(PATIENCE_SECONDS), "the reactor does not turn"
+    return results[0]

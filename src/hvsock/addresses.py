@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 from .constants import AF_HYPERV, SOCKADDR_HV_BYTES, VSOCK_CID_MAX, VSOCK_PORT_MAX, VSOCK_RESERVED_CIDS
 
 _GUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
-_PORT = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
+_NUMBER = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
 _SOCKADDR_HV = struct.Struct("<HH16s16s")
 URL_SCHEME: Final = "hvsocket"
 
@@ -272,10 +272,16 @@ def parse_service_id(text: str) -> ServiceId | None:
 
     Ports are decimal or hexadecimal with ``0x``.
     """
-    if _PORT.match(text.lower()):
-        port = int(text, 0 if text[:2].lower() == "0x" else 10)
-        return ServiceId.from_port(port) if port <= VSOCK_PORT_MAX else None
+    number = parse_number(text)
+    if number is not None:
+        return ServiceId.from_port(number) if number <= VSOCK_PORT_MAX else None
     return _parse_guid(ServiceId, text)
+
+
+def parse_number(text: str) -> int | None:
+    """The number that `text` spells, decimal or hexadecimal with ``0x``, or None; it may be more than 32 bits."""
+    lower = text.lower()
+    return int(lower, 16 if lower.startswith("0x") else 10) if _NUMBER.match(lower) else None
 
 
 def _parse_guid(cls: type[_G], text: str) -> _G | None:

@@ -17,12 +17,11 @@ from .addresses import (
     HV_GUID_PARENT,
     HV_GUID_WILDCARD,
     URL_SCHEME,
-    Address,
     AddressText,
     ServiceId,
     VmId,
-    describe_service_id,
     describe_vm_id,
+    parse_number,
     parse_service_id,
     parse_url,
 )
@@ -40,12 +39,8 @@ _VM_IDS: Final = {
     VSOCK_CID_HOST: HV_GUID_PARENT,
     VSOCK_CID_LOCAL: HV_GUID_LOOPBACK,
 }
-_CIDS: Final = {vm_id: cid for cid, vm_id in _VM_IDS.items()}
-_NUMBER: Final = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _QUOTED_CHARACTERS: Final = 100
-_IN_PATHS: Final = "/:@!$'()*,;=+~"
-"""What stands for itself in a path, besides letters, digits and ``_.-``."""
 
 
 class HybridText(NamedTuple):
@@ -60,20 +55,6 @@ class HybridText(NamedTuple):
     path: str
     service: ServiceId
     profile: str | None = None
-
-    def url(self) -> str:
-        """``unix:PATH?hybrid=PORT``, and the profile.
-
-        Raises:
-            ValueError: the path begins with two slashes, which would be a host's name.
-        """
-        from urllib.parse import quote  # here, as most processes take no URL apart and write none
-
-        if self.path.startswith("//"):
-            raise ValueError(f"{_shown(self.path)} begins with more than one slash")
-        path = quote(self.path, safe=_IN_PATHS, errors="surrogateescape")
-        more = "" if self.profile is None else f"&profile={quote(self.profile, safe='')}"
-        return f"{HYBRID_SCHEME}:{path}?hybrid={describe_service_id(self.service)}{more}"
 
 
 def is_hybrid(address: object) -> bool:
@@ -101,19 +82,6 @@ def parse(text: str) -> AddressText | HybridText:
         f"not an address: {_shown(text)} (expected like {URL_SCHEME}://parent/HV%20Socket%20Demo, "
         f"{VSOCK_SCHEME}://2:2761 or {HYBRID_SCHEME}:/run/vm.sock?hybrid=2761)"
     )
-
-
-def vsock_url(address: Address) -> str:
-    """``vsock://CID:PORT`` of an address.
-
-    Raises:
-        ValueError: its VmId is of no CID, or its service of no port.
-    """
-    cid = _CIDS.get(address.vm_id) or address.vm_id.cid
-    if cid is None or address.service_id.port is None:
-        what = describe_vm_id(address.vm_id) if cid is None else address.service_id
-        raise ValueError(f"{what} is no number of AF_VSOCK")
-    return f"{VSOCK_SCHEME}://{'any' if cid == VSOCK_CID_ANY else cid}:{address.service_id.port}"
 
 
 def _vsock(text: str) -> AddressText:
@@ -176,11 +144,8 @@ def _decoded(text: str, whole: str) -> str:
 
 
 def _number(text: str, most: int) -> int | None:
-    lower = text.lower()
-    if not _NUMBER.match(lower):
-        return None
-    number = int(lower, 16 if lower.startswith("0x") else 10)
-    return number if number <= most else None
+    number = parse_number(text)
+    return number if number is not None and number <= most else None
 
 
 def _shown(text: str) -> str:

@@ -13,7 +13,7 @@ from hvsock.addresses import ServiceId, VmId
 from hvsock.errors import HvsockError, NotFoundError, NotReadyError, RefusedError, RemoteError
 from hvsock.windows import components, integration, powershell
 from hvsock.windows.components import Component
-from hvsock.windows.integration import GuestService, Policy, VmPolicy
+from hvsock.windows.integration import Policy, VmPolicy
 
 VM = VmId("24a3451c-4180-42bd-83a7-6880374e886c")
 SERVICE = ServiceId("00000ac9-facb-11e6-bd58-64006a7986d3")
@@ -34,22 +34,13 @@ class Shell:
         return list(self.found)
 
 
-def test_guest_services() -> None:
-    shell = Shell({"id": f"{{{str(SERVICE).upper()}}}", "policy": 3}, {"id": str(SERVICE), "policy": 8})
-    assert integration.guest_services(VM, shell) == [
-        GuestService(SERVICE, Policy.DISABLED),
-        GuestService(SERVICE, Policy.DEFERRED),
-    ]
-    assert f"VirtualSystemIdentifier='{str(VM).upper()}'" in shell.script
-    assert r"'root\virtualization\v2'" in shell.script
-    assert integration.guest_services(VM, Shell()) == []
-
-
 @pytest.mark.parametrize("policy", Policy)
 def test_setting_one(policy: Policy) -> None:
     shell = Shell({"code": 0, "why": ""})
     integration.set_guest_service(VM, SERVICE, policy, shell)
     assert f"$one.Name = '{SERVICE}'" in shell.script
+    assert f"VirtualSystemIdentifier='{str(VM).upper()}'" in shell.script
+    assert r"'root\virtualization\v2'" in shell.script
     assert shell.script.count(f"[uint16]{policy:d}") == 2
 
 
@@ -129,7 +120,7 @@ def ask_all(ask: integration.Ask) -> list[type[HvsockError]]:
     """What each of the questions fails with."""
     kinds = []
     for call in (
-        partial(integration.guest_services, VM),
+        partial(integration.policies_of, SERVICE),
         partial(integration.set_guest_service, VM, SERVICE, Policy.ENABLED),
         partial(integration.remove_guest_service, VM, SERVICE),
         partial(components.listed, VM),
@@ -143,7 +134,7 @@ def ask_all(ask: integration.Ask) -> list[type[HvsockError]]:
 
 
 def test_an_unknown_vm() -> None:
-    assert ask_all(Shell({"unknown": True})) == [NotFoundError] * 4
+    assert ask_all(Shell({"unknown": True})) == [RemoteError, *[NotFoundError] * 3]  # the first asks of no VM
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 OSC_52 = "\033]52;c;{}\a"
 """What tells a terminal to put text (in base64) on its clipboard (xterm, "Operating System Commands")."""
+
+NOWHERE: Final = "there is no clipboard here: neither a clipboard program nor a terminal"
 
 
 def copy(text: str) -> str | None:

@@ -18,6 +18,8 @@ from hvsock.errors import HvsockError, NoFabricError, NotFoundError, RefusedErro
 from hvsock.fabric import paths
 from hvsock.transport import Transport
 
+from .main import COMPLETION_VARIABLE
+
 if TYPE_CHECKING:
     if sys.platform == "win32":
         from hvsock.windows.host import HostRegistry as Registry
@@ -210,7 +212,7 @@ def _offer(find: Callable[[], Iterable[str]], incomplete: str) -> list[Completio
 
 def _matching(names: Iterable[str], incomplete: str) -> list[CompletionItem[str]]:
     wanted = incomplete.casefold()
-    bash = os.environ.get("_HVSOCK_COMPLETE", "").startswith("bash")
+    bash = os.environ.get(COMPLETION_VARIABLE, "").startswith("bash")
     matching = [name for name in names if name.casefold().startswith(wanted)]
     return [CompletionItem(_escaped(name) if bash else name) for name in matching[:MAX_COMPLETIONS]]
 

@@ -141,9 +141,13 @@ def text_of(error: BaseException) -> str:
 def say(text: str, who: str = "hvsock") -> None:
     """Write one line to standard error; line breaks and control characters in `text` do not get through."""
     line = " ".join(f"{who}: {text}".split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
     with contextlib.suppress(OSError):  # standard error is closed: the exit code has to do
-        click.echo(shown, err=True)
+        click.echo(printable(line), err=True)
+
+
+def printable(text: str) -> str:
+    """A stranger's text with everything escaped that a terminal may take for more than a character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _give_output_up() -> None:

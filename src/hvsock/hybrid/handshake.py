@@ -80,7 +80,7 @@ class Accepted(NamedTuple):
     """An answer: connected.
 
     Attributes:
-        number: what followed ``OK``; which number that is, :class:`.Answers` says.
+        number: what followed ``OK``; which number that is, :class:`.profiles.Answers` says.
     """
 
     number: int | ServiceId

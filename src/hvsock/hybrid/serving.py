@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from hvsock.addresses import Address, VmId
 from hvsock.errors import ProtocolError
+from hvsock.fabric.client import RETRY_SECONDS
 from hvsock.relay.complaints import Complaints
 from hvsock.relay.connection import Joined
-from hvsock.sockets.socket import RETRY_SECONDS, socket
+from hvsock.sockets.socket import socket
 
 from .handshake import FIRST_NUMBER, Asked, Line, answer_line, next_number, parse_request
 from .profiles import Profile

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from hvsock.addresses import VmId
+from hvsock.addresses import VmId, parse_number
 from hvsock.config.settings import Vm, vm_id_of_cid
 from hvsock.constants import VSOCK_CID_ANY, VSOCK_CID_HOST
 
@@ -23,7 +23,6 @@ MAX_STATUS_BYTES: Final = 64 * 1024
 _PROGRAM: Final = re.compile(r"(?:qemu-system-[a-z0-9_]+|qemu-kvm|qemu|kvm)\Z")
 _DEVICE: Final = re.compile(r"vhost-vsock-(?:pci|ccw|device)(?:-(?:non-)?transitional)?\Z")
 _UIDS: Final = re.compile(rb"^Uid:\t([0-9]+)\t([0-9]+)\t([0-9]+)\t([0-9]+)$", re.MULTILINE)
-_NUMBER: Final = re.compile(r"(?:0x[0-9a-f]{1,8}|[0-9]{1,10})\Z", re.ASCII)
 
 
 def parse_command_line(data: bytes) -> Vm | None:
@@ -71,9 +70,9 @@ def _cids(words: Sequence[str]) -> Iterator[int]:
         if not isinstance(driver, str) or not _DEVICE.match(driver):
             continue
         cid = properties.get("guest-cid")
-        if isinstance(cid, str) and _NUMBER.match(cid.lower()):
-            yield int(cid, 16 if cid[:2].lower() == "0x" else 10)
-        elif isinstance(cid, int) and not isinstance(cid, bool):
+        if isinstance(cid, str):
+            cid = parse_number(cid)
+        if isinstance(cid, int) and not isinstance(cid, bool):
             yield cid
 
 

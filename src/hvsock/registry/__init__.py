@@ -1,8 +1,9 @@
 """The registry of services: what GuestCommunicationServices is on Windows, as a file in the fabric's folder.
 
-- :mod:`.entries`: what a registered service is, and what may be registered;
+- :mod:`.entries`, :mod:`.forwards`: what a registered service is, and what may be registered;
+- :mod:`.merging`: what an import makes of the services that are there;
 - :mod:`.store`: the registry itself, safe against kill -9 and against several writers;
-- :mod:`.database`: the SQLite file underneath;
+- :mod:`.database`, :mod:`.rows`, :mod:`.values`: the SQLite file underneath, and what is in its tables;
 - :mod:`.formats`: the registry as a ``.reg`` file, as a PowerShell script and as JSON.
 
 :class:`Registry` is loaded at its first use, since it brings in sqlite3.

@@ -30,12 +30,12 @@ from hvsock.constants import (
 )
 from hvsock.errors import HvsockError, UsageError
 from hvsock.fabric import messages, paths
+from hvsock.fabric.client import RETRY_SECONDS
 from hvsock.fabric.couriers import Couriers
 from hvsock.fabric.marks import EndMark
 from hvsock.fabric.messages import DeviceCourier, Established, Flag, Reply
 from hvsock.fabric.reactor import Reactor, ending_by_signals
 from hvsock.sockets import socket as over_fabric
-from hvsock.sockets.socket import RETRY_SECONDS
 from hvsock.sockets.vsock import ports
 from hvsock.sockets.vsock import socket as over_vsock
 

@@ -13,10 +13,16 @@ from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, ServiceId, VmId
 from hvsock.fabric import client
 from hvsock.sockets import aio
 from hvsock.sockets.socket import socket
-from hvsock.testing.fabric import PartitionHandle, fabric
+from hvsock.testing.fabric import EmbeddedFabric, PartitionHandle, fabric
 from hvsock.transport import Transport
 
 from .ground import Ground, Way
+
+
+def fresh_service(made: EmbeddedFabric) -> ServiceId:
+    """A service that is registered in a fabric for one check."""
+    service = ServiceId.new()
+    return made.register(f"selftest {service[:8]}", service).id
 
 
 def ground() -> Ground:
@@ -34,16 +40,12 @@ def ground() -> Ground:
         def find_vm(name: str) -> VmId:
             return client.resolve((name, "1"), made.host.folder).vm_id
 
-        def fresh_service() -> ServiceId:
-            service = ServiceId.new()
-            return made.register(f"selftest {service[:8]}", service).id
-
         on_host, in_vm = (partial(socket, partition=one.folder) for one in (made.host, vm))
         return Ground(
             Transport.FABRIC,
             on_host,
             aio,
-            fresh_service,
+            partial(fresh_service, made),
             made.registry,
             {"the fabric": vms},
             find_vm,

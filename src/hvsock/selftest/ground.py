@@ -28,15 +28,6 @@ class AnyRegistry(Protocol):
     def unregister(self, key: str) -> ServiceEntry: ...
 
 
-class Named(Protocol):
-    """A VM with a name."""
-
-    @property
-    def id(self) -> VmId: ...
-    @property
-    def name(self) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a connection comes about.

@@ -16,7 +16,7 @@ from typing import Any, Final
 if sys.platform != "linux":
     raise ImportError("hybrid sockets need Linux, as the VMMs do")
 
-from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, ServiceId, VmId
+from hvsock.addresses import HV_GUID_CHILDREN, HV_GUID_PARENT, VmId
 from hvsock.config.files import CONFIG_VARIABLE, PROFILE_VARIABLE
 from hvsock.errors import NotReadyError
 from hvsock.fabric import paths
@@ -31,6 +31,7 @@ from hvsock.tied import tied
 from hvsock.transport import TRANSPORT_VARIABLE, Transport
 
 from . import connections
+from .fabric import fresh_service
 from .ground import Ground, Way
 
 START_SECONDS: Final = 30.0
@@ -62,11 +63,11 @@ class PatientSocket(fabric_sockets.socket):
 
 
 @contextlib.contextmanager
-def configured(path: str, vm_id: VmId, vmm: str, *, cid: int = 3) -> Iterator[None]:
+def configured(path: str, vm_id: VmId, vmm: str) -> Iterator[None]:
     """A configuration with one VM, for this process, in place of its own; the transport stays."""
     before = {name: os.environ.get(name) for name in (CONFIG_VARIABLE, PROFILE_VARIABLE)}
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(f'[profiles.default.vms.web01]\nid = "{vm_id}"\ncid = {cid}\npath = "{path}"\nvmm = "{vmm}"\n')
+        file.write(f'[profiles.default.vms.web01]\nid = "{vm_id}"\ncid = 3\npath = "{path}"\nvmm = "{vmm}"\n')
         file.flush()
         os.environ.pop(PROFILE_VARIABLE, None)
         os.environ[CONFIG_VARIABLE] = file.name
@@ -128,10 +129,6 @@ def ground() -> Ground:
         stack.enter_context(served(vm.name, folder, "vm", made.folder))
         stack.enter_context(configured(os.path.join(folder, "vm"), vm.id, "hvsock"))
 
-        def fresh_service() -> ServiceId:
-            service = ServiceId.new()
-            return made.register(f"selftest {service[:8]}", service).id
-
         inside = partial(fabric_sockets.socket, partition=vm.folder)
         patient = partial(PatientSocket, partition=vm.folder)
         to_vm = Way(socket, inside, HV_GUID_PARENT, vm.id)
@@ -140,7 +137,7 @@ def ground() -> Ground:
             Transport.HYBRID,
             socket,
             aio,
-            fresh_service,
+            partial(fresh_service, made),
             made.registry,
             {"the configuration": lambda: list(known.vms())},
             lambda name: known.named(name).id,

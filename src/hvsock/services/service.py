@@ -296,20 +296,30 @@ class Service:
         versions: tuple[int, ...],
         features: frozenset[str],
     ) -> None:
-        if (id is None) == (port is None):
-            raise UsageError(f"{cls.__qualname__} has either an id or a port, which say the same")
+        cls.ID = id_of(cls, id, port)
         short = cls.__name__.lower() if short is None else short
         if not _WORD.fullmatch(short):
             raise UsageError(f"{short!r} is no short name: lower-case letters, digits and underscores")
         if not versions or min(versions) < 1:
             raise UsageError(f"{cls.__qualname__} speaks no version; they count from 1")
         cls.NAME, cls.SHORT = name, short
-        cls.ID = ServiceId.from_port(port) if port is not None else ServiceId(id or "")
         cls.VERSIONS, cls.FEATURES = tuple(sorted(versions)), features
         cls.WIRE = f"hvsock.{short}.{cls.__name__}"
 
     async def ready(self) -> None:
         """Wait until this instance can serve; peers that negotiate are told then. By default, that is at once."""
+
+
+def id_of(cls: type, id: str | None, port: int | None) -> ServiceId:
+    """The ServiceId that the class of a service states.
+
+    Raises:
+        UsageError: it states none, or twice.
+        ValueError: `id` is no GUID.
+    """
+    if (id is None) == (port is None):
+        raise UsageError(f"{cls.__qualname__} has either an id or a port, which say the same")
+    return ServiceId.from_port(port) if port is not None else ServiceId(id or "")
 
 
 def roots_of(service: type[Service]) -> tuple[type, ...]:

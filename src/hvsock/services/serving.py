@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import ClassVar, Final, Self
 
 from hvsock.addresses import HV_GUID_CHILDREN, Address, ServiceId, VmId, describe_vm_id
-from hvsock.errors import UsageError
 from hvsock.sockets.aio import Acceptor
 from hvsock.sockets.chosen import socket
 from hvsock.sockets.helpers import create_server
@@ -21,7 +20,7 @@ from .caller import Caller
 from .negotiation import NEGOTIATION_SECONDS
 from .peerlog import lines_of
 from .policy import ALLOW_ALL, Policy
-from .service import Service
+from .service import Service, id_of
 from .session import Session
 
 if sys.platform != "linux":
@@ -61,10 +60,8 @@ class RawService:
         super().__init_subclass__()
         if name is None:
             return
-        if (id is None) == (port is None):
-            raise UsageError(f"{cls.__qualname__} has either an id or a port, which say the same")
         cls.NAME = name
-        cls.ID = ServiceId.from_port(port) if port is not None else ServiceId(id or "")
+        cls.ID = id_of(cls, id, port)
         cls.SHORT = cls.__name__.lower() if short is None else short
 
     async def handle(self, caller: Caller, connection: socket) -> None:

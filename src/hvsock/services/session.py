@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from hvsock.addresses import VmId
+from hvsock.addresses import SERVICE_WILDCARD, VmId
 from hvsock.errors import ProtocolError, RefusedError
 
 from .caller import Caller
@@ -22,7 +22,7 @@ from .wire import ServerConnection, handlers_of
 log = logging.getLogger(__name__)
 
 
-class Negotiation(Service, name="Negotiation", id="00000000-0000-0000-0000-000000000000"):
+class Negotiation(Service, name="Negotiation", id=SERVICE_WILDCARD):
     """The operation that each connection has besides those of its service; it has no ServiceId of its own.
 
     Args:

@@ -1,7 +1,7 @@
 """The socket API: what CPython's AF_HYPERV is on Windows, on Linux.
 
 - :mod:`.socket`: the class, with select and graceful disconnect.
-- :mod:`.vsock`: the class in a Linux guest.  :mod:`.hyperv`: on Windows.
+- :mod:`.vsock`: the class in a Linux guest.  :mod:`.hybrid`: on a host of VMMs.  :mod:`.hyperv`: on Windows.
 - :mod:`.chosen`: which of them `hvsock.socket` is.
 - :mod:`.sockaddr`: the address tuples that it takes, with CPython's errors.
 - :mod:`.options`: what a socket can be asked for, and the options of both levels.

@@ -15,11 +15,11 @@ import sys
 from hvsock import names
 from hvsock.addresses import Address, AddressText
 from hvsock.constants import HV_PROTOCOL_RAW, HVSOCKET_CONTAINER_PASSTHRU
+from hvsock.fabric.client import RETRY_SECONDS
 
 from .chosen import class_for, socket
 from .helpers import create_server
 from .patience import AddressLike
-from .socket import RETRY_SECONDS
 from .streams import STREAM_LIMIT_BYTES, Acceptor, ClientConnected, Server, check_tls, over, serve
 
 __all__ = ["Acceptor", "Server", "connected", "open_connection", "ready", "start_server"]

@@ -17,7 +17,7 @@ import select
 import socket as _stdlib
 import sys
 import time
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from hvsock.addresses import HV_GUID_LOOPBACK, Address, ServiceId
 from hvsock.constants import (
@@ -40,9 +40,6 @@ if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
 
 __all__ = ["MAX_SEQPACKET_BYTES", "socket"]
-
-RETRY_SECONDS: Final = 0.005
-"""Pause of a blocking connect while the broker's queue is full."""
 
 _BUFFERS = frozenset(options.FORCED) | frozenset(options.FORCED.values())
 _SEND_BUFFER = (_stdlib.SO_SNDBUF, options.FORCED[_stdlib.SO_SNDBUF])
@@ -351,7 +348,7 @@ class socket(_stdlib.socket):
                     raise TimeoutError("timed out")
                 if now >= deadline:
                     raise TimeoutError(errno.ETIMEDOUT, "the broker's queue was full until the connect time-out")
-                time.sleep(RETRY_SECONDS)
+                time.sleep(client.RETRY_SECONDS)
         finally:
             if timeout != 0:
                 super().settimeout(timeout)

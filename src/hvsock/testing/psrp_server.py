@@ -53,7 +53,6 @@ class Pipeline:
         self.input: asyncio.Queue[Any] = asyncio.Queue(MAX_INPUT)
         self.task: asyncio.Task[None] | None = None
         self._server = server
-        self._written = 0
         self._answers: dict[int, asyncio.Future[Any]] = {}
 
     def start(self) -> None:
@@ -79,7 +78,6 @@ class Pipeline:
     def record(self, kind: str, *values: Any, **named: Any) -> None:
         """See :class:`.psrp_commands.Shell`."""
         getattr(self.inner, f"write_{kind}")(*values, **named)
-        self._written += 1
 
     async def flush(self) -> None:
         """See :class:`.psrp_commands.Shell`."""

@@ -15,7 +15,7 @@ from hvsock.errors import NotFoundError, RemoteError
 from hvsock.registry.entries import name_key, quoted
 
 from . import powershell
-from .integration import Ask, known, text
+from .integration import Ask, known
 
 NAMES: Final = {
     "84eaae65-2f2e-45f5-9bb5-0e857dc8eb47": "Heartbeat",
@@ -119,8 +119,8 @@ def set_enabled(vm: VmId, component: Component, enabled: bool, ask: Ask = powers
 
 def _component(one: Any) -> Component:
     try:
-        guid = str(uuid.UUID(text(one["id"]).rpartition("\\")[2]))
-        names = text(one["name"]), text(one["primary"]), text(one["secondary"])
+        guid = str(uuid.UUID(powershell.text(one["id"]).rpartition("\\")[2]))
+        names = powershell.text(one["name"]), powershell.text(one["primary"]), powershell.text(one["secondary"])
         if not isinstance(one["enabled"], bool):
             raise TypeError("neither true nor false")
         return Component(guid, names[0], one["enabled"], *names[1:])

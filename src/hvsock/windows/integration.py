@@ -28,25 +28,13 @@ class Policy(IntEnum):
     DEFERRED = 8
 
 
-class GuestService(NamedTuple):
-    """A guest communication service that a VM has a policy for.
-
-    Attributes:
-        id: the service.
-        policy: whether it is enabled; DEFERRED leaves that to the VM's default.
-    """
-
-    id: ServiceId
-    policy: Policy
-
-
 class VmPolicy(NamedTuple):
     """What a VM's policy for a service is.
 
     Attributes:
         id: the VM.
         name: its name.
-        policy: whether the service is enabled for it.
+        policy: whether the service is enabled for it; DEFERRED leaves that to the VM's default.
     """
 
     id: VmId
@@ -66,7 +54,6 @@ if (-not $vm) {{ return @{{ unknown = $true }} }}
 $settings = @($vm.GetRelated('Msvm_GuestCommunicationServiceSettingData'))
 """  # noqa: E501 - one line of PowerShell
 )
-_LIST: Final = _VM + "$settings | ForEach-Object {{ @{{ id = $_.Name; policy = [int]$_.EnabledStatePolicy }} }}"
 _ALL: Final = (
     _WMI
     + """
@@ -129,26 +116,10 @@ _BUSY: Final = frozenset({5, 32774, 32775})
 """Return values: invalid state, in use, invalid state for this."""
 
 
-def guest_services(vm: VmId, ask: Ask = powershell.ask) -> list[GuestService]:
-    """The services that a VM has a policy for.
-
-    Raises:
-        NotFoundError: this host has no such VM, or not for this user.
-        NotReadyError, RefusedError, RemoteError: as :func:`hvsock.windows.powershell.ask` says.
-    """
-    found = []
-    for one in known(vm, ask(_LIST.format(vm=str(vm).upper()))):
-        try:
-            found.append(GuestService(ServiceId(one["id"].strip("{}")), Policy(_number(one["policy"]))))
-        except (LookupError, TypeError, AttributeError, ValueError):
-            raise RemoteError(f"WMI told of something that is no guest service: {quoted(str(one))}") from None
-    return found
-
-
 def set_guest_service(vm: VmId, service: ServiceId, policy: Policy, ask: Ask = powershell.ask) -> None:
     """Enable or disable a service for one VM, or leave it to the VM's default; done when this returns.
 
-    Where Windows takes too long, it may still be done later: :func:`guest_services` tells.
+    Where Windows takes too long, it may still be done later.
 
     Raises:
         NotFoundError: this host has no such VM, or not for this user.
@@ -177,7 +148,7 @@ def policies_of(service: ServiceId, ask: Ask = powershell.ask) -> list[VmPolicy]
     found = []
     for one in ask(_ALL.format(service=str(service))):
         try:
-            found.append(VmPolicy(VmId(one["id"]), text(one["name"]), Policy(_number(one["policy"]))))
+            found.append(VmPolicy(VmId(one["id"]), powershell.text(one["name"]), Policy(_number(one["policy"]))))
         except (LookupError, TypeError, AttributeError, ValueError):
             raise RemoteError(f"WMI told of something that is no VM's policy: {quoted(str(one))}") from None
     return found
@@ -211,17 +182,6 @@ def known(vm: VmId, found: list[Any]) -> list[Any]:
     if found == [{"unknown": True}]:
         raise NotFoundError(f"this host has no VM {vm} (who is not elevated, sees none): see Get-VM")
     return found
-
-
-def text(value: object) -> str:
-    """A value of JSON that is text.
-
-    Raises:
-        TypeError: it is none.
-    """
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value
 
 
 def _number(value: object) -> int:

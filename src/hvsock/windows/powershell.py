@@ -77,3 +77,14 @@ def _failure(value: dict[str, Any]) -> HvsockError:
             "Enable-WindowsOptionalFeature -Online -FeatureName Microsoft-Hyper-V-Management-PowerShell)"
         )
     return RemoteError(f"PowerShell says: {text}")
+
+
+def text(value: object) -> str:
+    """A value of JSON that is text.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value

@@ -63,7 +63,7 @@ def by_powershell(ask: Ask = powershell.ask) -> list[Vm]:
     found = []
     for one in ask(GET_VM):
         try:
-            found.append(Vm(VmId(one["id"]), _text(one["name"]), _text(one["state"])))
+            found.append(Vm(VmId(one["id"]), powershell.text(one["name"]), powershell.text(one["state"])))
         except (LookupError, TypeError, AttributeError, ValueError):
             raise RemoteError(f"Get-VM told of something that is no VM: {quoted(str(one))}") from None
     return found
@@ -160,9 +160,3 @@ def _vm_id(text: str) -> VmId | None:
         return VmId(text)
     except ValueError:
         return None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return value

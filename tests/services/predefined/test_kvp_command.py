@@ -15,7 +15,8 @@ import pytest
 
 assert sys.platform == "linux"
 
-from hvsock.cli.commands.kvp import printable, shown
+from hvsock.cli.commands.kvp import shown
+from hvsock.cli.outcome import printable
 from hvsock.fabric.embedded import EmbeddedFabric
 from hvsock.services.agenthood import Surroundings
 from hvsock.services.predefined.kvp import Item, Pool, local

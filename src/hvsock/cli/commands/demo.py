@@ -62,20 +62,20 @@ class _Silence:
     """Sees everything and says nothing."""
 
     def begin(self, title: str) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
 
     def progress(self, done: int, total: int) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
 
     def end(self, title: str, found: str, ok: bool, seconds: float) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
 
 
 class _Lines(_Silence):
     """One line for each step."""
 
     def end(self, title: str, found: str, ok: bool, seconds: float) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
         click.echo(f"{mark(ok)} {title}: {found}")
 
 
@@ -102,17 +102,17 @@ class _LiveView(contextlib.AbstractContextManager["_LiveView"]):
         self._live.stop()
 
     def begin(self, title: str) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
         self._current = title
 
     def progress(self, done: int, total: int) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total)
         self._bar.update(self._task, completed=done)
 
     def end(self, title: str, found: str, ok: bool, seconds: float) -> None:
-        """See :class:`.walkthrough.Audience`."""
+        """See :class:`hvsock.cli.steps.Audience`."""
         self._current = None
         self._task = None
         self._done.append((title, found, ok, seconds))

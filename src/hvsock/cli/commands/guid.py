@@ -20,9 +20,9 @@ def guid(clip: bool, as_json: bool) -> None:
     else:
         click.echo(made)
     if clip:
-        from hvsock.cli.clipboard import copy
+        from hvsock.cli.clipboard import NOWHERE, copy
 
         how = copy(made)
         if how is None:
-            raise CommandError("there is no clipboard here: neither a clipboard program nor a terminal")
+            raise CommandError(NOWHERE)
         say(how)

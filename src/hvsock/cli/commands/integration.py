@@ -17,6 +17,7 @@ from hvsock.cli.outcome import text_of
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
 from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
 from hvsock.errors import HvsockError, NotFoundError, UsageError
+from hvsock.topology.access import Settings
 
 if sys.platform == "win32":
     from . import integration_windows
@@ -82,42 +83,47 @@ async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
     from hvsock.services.agent import GuestAgent, Question, Running
     from hvsock.services.connecting import connect
 
-    reports: dict[str, Any] = {}
+    troubles: dict[str, str] = {}
     contact = ""
     try:
         async with connect(GuestAgent, vm_id, timeout=ANSWER_SECONDS) as agent:
             report = await agent.report(Question(), timeout=ANSWER_SECONDS)
-        reports = {one.name: one for one in report.services}
+        for one in report.services:
+            troubles[one.name] = (
+                "" if one.state == Running.RUNNING else one.reason or one.state or "it is not served"
+            )
     except (OSError, HvsockError) as error:
         contact = _why(name, error)
-    rows = []
+    contact = contact or "the guest's agent does not know it"
     with open_registry() as registry:
-        for service in INTEGRATION_SERVICES:
-            service_id = ServiceId.from_port(service.port)
-            entry = registry.get(service_id)
-            enabled = entry is not None and bool(entry.service().settings_for(vm_id).enabled)
-            primary = secondary = ""
-            found = reports.get(service.name)
-            if enabled and found is None:
-                primary, secondary = "No Contact", contact or "the guest's agent does not know it"
-            elif enabled and found is not None:
-                primary = "OK" if found.state == Running.RUNNING else "No Contact"
-                secondary = "" if primary == "OK" else (found.reason or found.state)
-            denied = sorted(entry.service().settings_for(vm_id).denied or ()) if entry is not None else []
-            if primary == "OK" and denied:
-                secondary = f"denied: {', '.join(denied)}"
-            rows.append(
-                {
-                    "vm": name,
-                    "name": service.name,
-                    "id": service_id,
-                    "enabled": enabled,
-                    "denied": denied,
-                    "primary_status": primary,
-                    "secondary_status": secondary,
-                }
-            )
-    return rows
+        entries = [(one, registry.get(ServiceId.from_port(one.port))) for one in INTEGRATION_SERVICES]
+    return [
+        _row(
+            name,
+            service,
+            Settings() if entry is None else entry.service().settings_for(vm_id),
+            troubles.get(service.name, contact),
+        )
+        for service, entry in entries
+    ]
+
+
+def _row(vm: str, service: IntegrationService, settings: Settings, trouble: str) -> dict[str, Any]:
+    """What a VM's settings say of a service, and what was seen of it: `trouble`, or none."""
+    enabled, denied = bool(settings.enabled), sorted(settings.denied or ())
+    primary = secondary = ""
+    if enabled:
+        primary = "No Contact" if trouble else "OK"
+        secondary = trouble or (f"denied: {', '.join(denied)}" if denied else "")
+    return {
+        "vm": vm,
+        "name": service.name,
+        "id": ServiceId.from_port(service.port),
+        "enabled": enabled,
+        "denied": denied,
+        "primary_status": primary,
+        "secondary_status": secondary,
+    }
 
 
 def _why(vm: str, error: OSError | HvsockError) -> str:

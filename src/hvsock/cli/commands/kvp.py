@@ -15,7 +15,7 @@ import click
 
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
-from hvsock.cli.outcome import say
+from hvsock.cli.outcome import printable, say
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, size_text, to_terminal
 from hvsock.cli.silent import asking
 from hvsock.constants import KEY_VALUE_PAIR_EXCHANGE
@@ -330,8 +330,3 @@ def shown(item: Item) -> str:
     if len(item.value) <= 4 * SHOWN_CHARACTERS and len(text) <= SHOWN_CHARACTERS:
         return text
     return f"{text[:SHOWN_CHARACTERS]}... ({size_text(len(item.value))})"
-
-
-def printable(text: str) -> str:
-    """A text of a guest's with everything escaped that a terminal may take for more than a character."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -78,16 +78,8 @@ def pwsh(
     error. The exit code is that of the script's `exit`, 1 where there was an error, else 0. Ctrl-C stops
     the script.
     """
-    if script is not None and file is not None:
-        raise click.UsageError("-c and -f exclude each other")
-    if key and password_file is not None:
-        raise click.UsageError("--key and --password-file exclude each other")
-    if password_file is not None and user is None:
-        raise click.UsageError("--password-file needs --user")
-    if container and (user is not None or key or configuration):
-        raise click.UsageError("a container asks for no credentials and has no configurations")
-    if password_file == "-" and (script == "-" or (script is None and file is None)):
-        raise click.UsageError("standard input cannot have the password and the script")
+    _check_script(script, file, password_file)
+    _check_credentials(user, password_file, key, container, configuration)
     text = _script(script, file)
     if wait is not None:
         wait_for_service((str(peer_id_of(vm)), VM_SESSION_SERVICE.id), wait)
@@ -120,6 +112,24 @@ def pwsh(
     if console.code is not None:
         return console.code
     return ExitCode.FAILED if console.has_errors else ExitCode.OK
+
+
+def _check_script(script: str | None, file: str | None, password_file: str | None) -> None:
+    if script is not None and file is not None:
+        raise click.UsageError("-c and -f exclude each other")
+    if password_file == "-" and (script == "-" or (script is None and file is None)):
+        raise click.UsageError("standard input cannot have the password and the script")
+
+
+def _check_credentials(
+    user: str | None, password_file: str | None, key: bool, container: bool, configuration: str
+) -> None:
+    if key and password_file is not None:
+        raise click.UsageError("--key and --password-file exclude each other")
+    if password_file is not None and user is None:
+        raise click.UsageError("--password-file needs --user")
+    if container and (user is not None or key or configuration):
+        raise click.UsageError("a container asks for no credentials and has no configurations")
 
 
 def _script(script: str | None, file: str | None) -> str | None:

@@ -99,9 +99,9 @@ def register(
     else:
         click.echo(entry.id)
     if clip:
-        from hvsock.cli.clipboard import copy
+        from hvsock.cli.clipboard import NOWHERE, copy
 
-        say(copy(entry.id) or "there is no clipboard here: neither a clipboard program nor a terminal")
+        say(copy(entry.id) or NOWHERE)
 
 
 @click.command()

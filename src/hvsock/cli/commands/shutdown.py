@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from hvsock.cli.names import complete_partitions
-from hvsock.cli.outcome import say
+from hvsock.cli.outcome import printable, say
 from hvsock.cli.output import json_option, print_json
 from hvsock.cli.silent import asking
 from hvsock.constants import SHUTDOWN
@@ -102,8 +102,7 @@ def _sentence(pending: Pending) -> str:
         Phase.FAILED: f"{pending.action.word} failed: {pending.error}",
     }
     because = f" ({pending.reason})" if pending.reason and pending.phase is not Phase.IDLE else ""
-    text = words[pending.phase] + because
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(words[pending.phase] + because)
 
 
 def _row(pending: Pending) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hvsock.addresses import SERVICE_WILDCARD
 from hvsock.cli.commands.partition import partition_table
 from hvsock.cli.output import Column, Table, duration_text, json_option
 from hvsock.cli.watching import Page, show, watch_options
@@ -64,7 +65,7 @@ def service_table(services: list[dict[str, Any]]) -> Table:
     ]
     rows = []
     for one in services:
-        if one["id"] == _NOT_REGISTERED and not _tells(one):
+        if one["id"] == SERVICE_WILDCARD and not _tells(one):  # what stands for all that is not registered
             continue
         rows.append(
             (
@@ -84,9 +85,6 @@ def service_table(services: list[dict[str, Any]]) -> Table:
 def _tells(one: dict[str, Any]) -> bool:
     """Whether anything listens on a service, or ever tried to reach it."""
     return bool(one["listeners"] or one["open"] or one["accepted"] or one["refused"] or one["reset"])
-
-
-_NOT_REGISTERED = "00000000-0000-0000-0000-000000000000"
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ import click
 
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
-from hvsock.cli.outcome import CommandError, ExitCode, say
+from hvsock.cli.outcome import CommandError, ExitCode, printable, say
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table
 from hvsock.cli.silent import asking
 from hvsock.constants import VSS
@@ -76,15 +76,15 @@ def _print(found: Checked) -> None:
     columns = (Column("FILE SYSTEM", fold=True), Column("KIND"), Column("SOURCE", fold=True), Column("FREEZES"))
     rows = [
         [
-            *(_printable(text) for text in (one.path, one.kind, one.source)),
+            *(printable(text) for text in (one.path, one.kind, one.source)),
             mark(not one.obstacle),
-            _printable(one.obstacle) or "-",
+            printable(one.obstacle) or "-",
         ]
         for one in found.file_systems
     ]
     print_table(Table((*columns, Column("OBSTACLE", fold=True)), rows))
     for hook in found.hooks:
-        click.echo(_printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
+        click.echo(printable(f"hook {hook.name}{f': {hook.obstacle}' if hook.obstacle else ''}"))
     if found.frozen:
         click.echo("a freeze is under way")
 
@@ -92,11 +92,6 @@ def _print(found: Checked) -> None:
 def _run(vm: str, work: Coroutine[Any, Any, T]) -> T:
     with asking(vm, VSS.name):
         return asyncio.run(work)
-
-
-def _printable(text: str) -> str:
-    """What a guest says, without anything that a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 async def _checked(vm: str) -> Checked:

@@ -12,7 +12,7 @@ from typing import Final
 
 from hvsock.addresses import SERVICE_WILDCARD, ServiceId
 from hvsock.errors import HvsockError, UsageError
-from hvsock.fabric.reactor import Clock, Reactor
+from hvsock.fabric.reactor import Reactor
 from hvsock.topology.access import Owner
 from hvsock.topology.decision import Rules
 from hvsock.topology.partitions import Kind, Partition
@@ -52,14 +52,13 @@ class Broker:
 
     Args:
         folder: the fabric's folder, locked for this broker, which closes it (not when this raises).
-        clock: seconds, never going back.
 
     Raises:
         StateError: a file of the fabric cannot be used.
         OSError: a control socket of the host cannot be made.
     """
 
-    def __init__(self, folder: FabricFolder, *, clock: Clock | None = None) -> None:
+    def __init__(self, folder: FabricFolder) -> None:
         self.folder = folder
         self.tree = folder.load_tree()
         self.bad_requests = 0
@@ -70,7 +69,7 @@ class Broker:
         self.undelivered = Quota(host, descriptors // UNDELIVERED_SHARE, MAX_UNDELIVERED_PER_PARTITION)
         self.replies = Quota(host, MAX_REPLIES_BYTES, MAX_REPLIES_BYTES)
         with contextlib.ExitStack() as undo:
-            self.reactor = Reactor() if clock is None else Reactor(clock)
+            self.reactor = Reactor()
             undo.callback(self.reactor.close)
             self.started = self.reactor.clock()
             self.deadlines = Deadlines(self)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hvsock.addresses import SERVICE_WILDCARD, ServiceId, VmId, describe_vm_id, parse_service_id, parse_vm_id
 from hvsock.errors import HvsockError, NotFoundError, RefusedError, UsageError
 from hvsock.fabric.messages import MAX_REPLY_BYTES, Reply
+from hvsock.registry.entries import MAX_UNIX_ID
 from hvsock.topology import decision
 from hvsock.topology.decision import Grant
 from hvsock.topology.partitions import CID_MAX, MAX_PARTITION_NAME_CHARACTERS, NO_CID, Kind, Partition
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 Method = Callable[["Broker", "Client", dict[str, Any]], Any]
 
-MAX_UNIX_ID: Final = 0xFFFFFFFE
-"""Largest user id; the one above it means "none" to the kernel."""
 MAX_FAILURE_CHARACTERS: Final = 1000
 """Longest text of an error; longer ones are cut."""
 

@@ -24,7 +24,8 @@ REST_SECONDS: Final = 10.0
 """How long, at least, a peer may take to make room for the rest of a message; without it nothing can follow."""
 MICROSECONDS: Final = 1_000_000
 """In a second."""
-_TIMEVAL: Final = struct.Struct("@ll")
+TIMEVAL: Final = struct.Struct("@ll")
+"""struct timeval, as options of sockets have it."""
 
 
 def send(sock: _stdlib.socket, timeout: float, name: str, *args: Any, **keywords: Any) -> Any:
@@ -62,11 +63,11 @@ def _waiting(sock: _stdlib.socket, seconds: float) -> Iterator[_stdlib.socket]:
     # an object that is made non-blocking leaves the descriptor as it is, and tries nothing again by itself
     plain = _stdlib.socket(_stdlib.AF_UNIX, _stdlib.SOCK_SEQPACKET | _stdlib.SOCK_NONBLOCK, 0, sock.fileno())
     try:
-        before = plain.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDTIMEO, _TIMEVAL.size)
+        before = plain.getsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_SNDTIMEO, TIMEVAL.size)
         plain.setsockopt(
             _stdlib.SOL_SOCKET,
             _stdlib.SO_SNDTIMEO,
-            _TIMEVAL.pack(*divmod(int(seconds * MICROSECONDS), MICROSECONDS)),
+            TIMEVAL.pack(*divmod(int(seconds * MICROSECONDS), MICROSECONDS)),
         )
         os.set_blocking(plain.fileno(), True)
         try:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import socket as _stdlib
-import struct
 import sys
 import time
 import weakref
@@ -36,7 +35,6 @@ if sys.platform != "linux":
     raise ImportError("AF_VSOCK is in Linux guests")
 
 _CONNECT_TIMEOUT: Final = 6  # SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD of linux/vm_sockets.h, with two longs
-_TIMEVAL: Final = struct.Struct("@ll")
 _BUFFERS: Final = (
     _stdlib.SO_VM_SOCKETS_BUFFER_MAX_SIZE,
     _stdlib.SO_VM_SOCKETS_BUFFER_MIN_SIZE,
@@ -164,7 +162,7 @@ class socket(fabric.socket):
         if self._used_up:
             self._renew()
         seconds, rest = divmod(milliseconds, 1000)
-        self.setsockopt(_stdlib.AF_VSOCK, _CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, rest * 1000))
+        self.setsockopt(_stdlib.AF_VSOCK, _CONNECT_TIMEOUT, messages.TIMEVAL.pack(seconds, rest * 1000))
         deadline = time.monotonic() + milliseconds / 1000 + ANSWER_GRACE_SECONDS
         if timeout != 0:
             _stdlib.socket.settimeout(self, 0)

@@ -14,7 +14,7 @@ from hvsock.errors import LostError, ProtocolError
 from hvsock.services.connecting import CONNECT_SECONDS, connect
 
 from .arithmetic import Measurement, best_of
-from .protocol import MAX_SAMPLES, Act, Kind, Sample, Stamp, TimeSynchronization
+from .protocol import Act, Kind, Sample, Stamp, TimeSynchronization
 
 if sys.platform != "linux":
     raise ImportError("the fabric needs Linux: its connections are descriptors passed over AF_UNIX")
@@ -50,7 +50,6 @@ async def synchronize(
     kind: Kind = Kind.PROBE,
     *,
     partition: str | None = None,
-    probes: int = PROBES,
     connect_timeout: float = CONNECT_SECONDS,
     timeout: float = EXCHANGE_SECONDS,
     wait: bool = False,
@@ -61,7 +60,6 @@ async def synchronize(
         vm: a name or a VmId.
         kind: PROBE measures, SYNC sets the guest's clock, SAMPLE slews it.
         partition: the partition's folder to connect from; by default that of the process.
-        probes: how often to measure.
         connect_timeout: seconds until it has to be connected.
         timeout: seconds for the exchange.
         wait: wait for a guest that is not there yet, as long as `connect_timeout` allows.
@@ -72,14 +70,13 @@ async def synchronize(
         OSError, HvsockError: there is no connection, or it ended.
     """
     async with connect(TimeSynchronization, vm, partition=partition, timeout=connect_timeout, wait=wait) as guest:
-        return await exchange(guest, lambda best: kind, probes=probes, timeout=timeout)
+        return await exchange(guest, lambda best: kind, timeout=timeout)
 
 
 async def exchange(
     guest: TimeSynchronization,
     decide: Callable[[Measurement], Kind],
     *,
-    probes: int = PROBES,
     timeout: float = EXCHANGE_SECONDS,
 ) -> Outcome:
     """Measure the clock of a guest that is connected, and then do what is decided by that.
@@ -87,24 +84,21 @@ async def exchange(
     Args:
         guest: what stands for its service, see :func:`hvsock.services.connecting.connect`.
         decide: is given the best measurement, and says what comes of it; PROBE leaves the clock alone.
-        probes: how often to measure.
         timeout: seconds for all of it.
 
     Raises:
         OSError, HvsockError: as :func:`synchronize` says.
     """
-    assert 0 < probes < MAX_SAMPLES
     async with asyncio.timeout(timeout):
-        return await _Exchange(decide, probes).run(guest)
+        return await _Exchange(decide).run(guest)
 
 
 class _Exchange:
     """One exchange: questions in lockstep with their answers."""
 
-    def __init__(self, decide: Callable[[Measurement], Kind], probes: int) -> None:
+    def __init__(self, decide: Callable[[Measurement], Kind]) -> None:
         self._decide = decide
-        self._probes = probes
-        self._due = probes
+        self._due = PROBES
         self._answers: asyncio.Queue[Stamp] = asyncio.Queue()
         self._asked: Sample | None = None
         self._measured: list[Measurement] = []
@@ -145,7 +139,7 @@ class _Exchange:
 
     async def _samples(self) -> AsyncIterator[Sample]:
         self._arrived = 0
-        for number in range(1, self._probes + 1):
+        for number in range(1, PROBES + 1):
             yield self._ask(number, Kind.PROBE)
             await self._answers.get()
         best = best_of(self._measured)

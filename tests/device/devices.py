@@ -11,8 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
-assert sys.platform == "linux"
-
 from hvsock.device.device import Device, Limits
 from hvsock.fabric import client
 from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
@@ -21,6 +19,9 @@ from hvsock.testing.virtio_driver import ONE, Layout
 from tests.cli.helpers import environment, line_of, started
 from tests.device.guest import Guest
 from tests.waiting import in_reactor
+
+if sys.platform != "linux":
+    raise ImportError("the device needs Linux")
 
 T = TypeVar("T")
 

@@ -59,7 +59,7 @@ def _fabric() -> Availability:
     if not paths.may_enter(folder):
         return Availability(Transport.FABRIC, False, f"this user may not enter {folder}", paths.LET_IN)
     if not is_served(folder, paths.STREAM_SOCKET):
-        return Availability(Transport.FABRIC, False, f"no broker is in {folder}", _CURES[Transport.FABRIC])
+        return Availability(Transport.FABRIC, False, f"no broker is in {folder}", paths.how_to_start(folder))
     return Availability(Transport.FABRIC, True, f"a broker is in {folder}")
 
 
@@ -99,6 +99,5 @@ _LOOK: Final[dict[Transport, Callable[[], Availability]]] = {
     Transport.HYPERV: _hyperv,
 }
 _CURES: Final = {
-    Transport.FABRIC: "start one with: hvsock up",
     Transport.VSOCK: "load the module vsock, and the one of this machine's device, or vhost_vsock on a host",
 }

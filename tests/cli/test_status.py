@@ -124,6 +124,15 @@ def test_doctor_without_a_broker_says_how_to_start_one(tmp_path: Path, monkeypat
     assert b"hvsock up" in done.stdout
 
 
+def test_a_partition_in_whose_folder_no_broker_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where to start a fabric is no cure."""
+    monkeypatch.setenv("HVSOCK_PARTITION", str(tmp_path))
+    checks = checks_of("doctor", code=1)
+    for question in ("Does a broker answer?", "Can it be used?"):
+        assert "or correct HVSOCK_PARTITION" in str(checks[question][2])
+    assert "or correct HVSOCK_PARTITION" in invoke("partition", "list", code=3).stderr
+
+
 def test_doctor_finds_a_folder_that_is_open_to_others(hvsock_fabric: EmbeddedFabric) -> None:
     os.chmod(os.path.join(hvsock_fabric.folder, "listeners"), 0o777)
     ok, found, cure = checks_of("doctor", code=1)["Are its folders closed to others?"]

@@ -99,7 +99,7 @@ def test_each_member_is_read_and_absence_is_hcs_own_default() -> None:
         ({"HvSocketConfig": 5}, "HvSocketConfig is an object, not a number"),
         ({"HvSocketConfig": {"Defaults": {}}}, "HvSocketConfig has no member 'Defaults'"),
         ({"ServiceTable": []}, "the document.ServiceTable is an object, not an array"),
-        ({"ServiceTable": {"x": {}}}, "not a GUID: 'x'"),
+        ({"ServiceTable": {"x": {}}}, "the document.ServiceTable: not a GUID: 'x'"),
         ({"ServiceTable": {ONE: None}}, f"ServiceTable.{ONE} is an object, not null"),
         ({"ServiceTable": {ONE: {}, ONE.upper(): {}}}, "twice"),
         ({"ServiceTable": {ONE: {"Disable": True}}}, "no member 'Disable'"),

@@ -97,7 +97,7 @@ def connect_error(error: OSError, folder: str) -> OSError:
     if isinstance(error, BlockingIOError):
         return OSError(errno.ENOBUFS, "the broker's queue of new connections is full; try again")
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.EPIPE, errno.ECONNRESET):
-        return OSError(errno.ENETUNREACH, f"no broker answers in {folder}; start one with: hvsock up")
+        return OSError(errno.ENETUNREACH, f"no broker answers in {folder}; {paths.how_to_start(folder)}")
     if error.errno == errno.EACCES:
         return PermissionError(errno.EACCES, f"this user may not enter {folder}")
     return error

@@ -96,6 +96,13 @@ def partition_folder(environ: Mapping[str, str] | None = None) -> str:
     return host_folder(fabric_folder(environ))
 
 
+def how_to_start(folder: str) -> str:
+    """What to do where no broker answers in a partition's folder."""
+    if os.path.basename(folder) == HOST_FOLDER:
+        return "start one with: hvsock up"
+    return f"start its fabric where that belongs, with: hvsock up; or correct {PARTITION_VARIABLE}"
+
+
 def host_folder(folder: str) -> str:
     """The folder of the host partition of the fabric in `folder`."""
     return os.path.join(folder, "partitions", HOST_FOLDER)

@@ -23,7 +23,7 @@ from hvsock._version import __version__
 from hvsock.addresses import HV_GUID_PARENT, ServiceId
 from hvsock.constants import GUEST_AGENT
 from hvsock.errors import HvsockError, NotReadyError, UsageError
-from hvsock.fabric import client
+from hvsock.fabric import client, paths
 
 from .agenthood import Surroundings
 from .caller import Caller
@@ -321,7 +321,7 @@ async def running(agent: Agent, folder: str) -> AsyncIterator[Agent]:
             async with asyncio.timeout(client.REPLY_SECONDS):
                 await agent.wait_ready()
         except TimeoutError:
-            raise NotReadyError(f"no broker answers in {folder}; start one with: hvsock up") from None
+            raise NotReadyError(f"no broker answers in {folder}; {paths.how_to_start(folder)}") from None
         yield agent
     finally:
         task.cancel()

@@ -74,7 +74,8 @@ def find(environ: Mapping[str, str] | None = None) -> str:
     wanted = environ.get(PROGRAM_VARIABLE) or PROGRAM
     if found := shutil.which(wanted, path=environ.get("PATH")):
         return found
-    raise NotFoundError(f"{wanted} is not installed; as root, on Debian and Ubuntu: {INSTALL}")
+    more = "" if wanted == PROGRAM else f"; or unset {PROGRAM_VARIABLE}"
+    raise NotFoundError(f"{wanted} is not installed; as root, on Debian and Ubuntu: {INSTALL}{more}")
 
 
 def command_line(

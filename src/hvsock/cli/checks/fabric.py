@@ -8,6 +8,7 @@ import stat
 import sys
 from typing import Final
 
+from hvsock.errors import HvsockError
 from hvsock.fabric import paths
 from hvsock.transport import Transport
 
@@ -93,14 +94,17 @@ def _closed(folder: str) -> Answer:
     return no(f"no: this user may not enter {folder}", paths.LET_IN)
 
 
-@asks("Does a broker answer?", cure="start one with: hvsock up")
+@asks("Does a broker answer?")
 def _broker() -> Answer:
     from hvsock.fabric import client
 
     folder = paths.partition_folder()
     if not paths.may_enter(folder):
         return _closed(folder)
-    found = client.call(folder, "ping")
+    try:
+        found = client.call(folder, "ping")
+    except HvsockError as error:
+        return no(f"no: {error}", paths.how_to_start(folder))
     return yes(f"yes: process {found['pid']}")
 
 

@@ -80,7 +80,10 @@ def load_hcs(document: bytes, *, for_all: bool = False) -> HcsConfig:
         raise UsageError(f"{where}.{_TABLE} has {len(table or {})} services; a registry holds {MAX_SERVICES}")
     services: dict[ServiceId, Settings] = {}
     for text, one in (table or {}).items():
-        service_id = check_service_id(text)
+        try:
+            service_id = check_service_id(text)
+        except UsageError as error:
+            raise UsageError(f"{where}.{_TABLE}: {error}") from None
         if service_id in services:
             raise UsageError(f"{where}.{_TABLE} has {service_id} twice")
         services[service_id] = _service(one, f"{where}.{_TABLE}.{service_id}")

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The tests start hundreds of processes, each of which would compile all that it imports where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup qemu wine demo test docs soak check bench bench-vm matrix clean
+.PHONY: setup qemu for-soak demo test docs soak check bench bench-vm matrix clean
 
 setup: $(VENV)/.dev-installed
 
@@ -35,9 +35,9 @@ $(VENV)/.dev-installed: pyproject.toml $(VENV)/.runtime-installed
 qemu:
 	@tools/install-qemu
 
-# Wine, whose regedit tries our .reg files; in the same way.
-wine:
-	@tools/install-wine
+# What single tests of the soak are with, Wine and Podman; in the same way.
+for-soak:
+	@tools/install-for-soak
 
 demo: $(VENV)/.runtime-installed qemu
 	$(BIN)/hvsock demo
@@ -48,12 +48,12 @@ SPREAD := -n 3 --no-loadscope-reorder --durations=15
 test: setup qemu
 	$(BIN)/python -m pytest $(SPREAD) --ignore=tests/test_core_coverage.py
 
-# The examples of every page of the documentation; `make test` has those of the first pages.
-docs: setup
+# The examples of every page of the documentation, also in VMs; `make test` has those of the first pages.
+docs: setup qemu
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest -n 3 tests/docs
 
 # The fuzzer that is guided by coverage; without it, the others still run.
-soak: setup qemu wine
+soak: setup qemu for-soak
 	-$(PIP) install --group fuzz
 	HVSOCK_SOAK=1 $(BIN)/python -m pytest $(SPREAD) --timeout=7200 -o faulthandler_timeout=7100
 

@@ -189,6 +189,14 @@ def no_leaks() -> Iterator[None]:
     assert signals == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.fixture(autouse=True)
+def no_vms_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process knows the VMMs' paths that it was given for good; a test has not been given those of others."""
+    known = sys.modules.get("hvsock.machines.known")
+    if known is not None:
+        monkeypatch.setattr(known, "_given", {})
+
+
 @pytest.fixture
 def soak() -> bool:
     """Whether this is `make soak`; for counts there is :func:`tests.support.sample`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +56,8 @@ def _fabric() -> Availability:
     from hvsock.hybrid.listening import is_served
 
     folder = paths.partition_folder()
+    if not paths.may_enter(folder):
+        return Availability(Transport.FABRIC, False, f"this user may not enter {folder}", paths.LET_IN)
     if not is_served(folder, paths.STREAM_SOCKET):
         return Availability(Transport.FABRIC, False, f"no broker is in {folder}", _CURES[Transport.FABRIC])
     return Availability(Transport.FABRIC, True, f"a broker is in {folder}")
@@ -78,18 +79,11 @@ def _hybrid() -> Availability:
     vms = [vm for vm in known.vms() if vm.path is not None]
     if not vms:
         return Availability(Transport.HYBRID, False, "no VM with a path is known", known.where_to_write("vms"))
-    there = [vm for vm in vms if vm.path is not None and _is_socket(vm.path)]
+    there = [vm for vm in vms if vm.path is not None and paths.is_socket(vm.path)]
     found = f"{len(there)} of {len(vms)} VMs have a socket at their path"
     if there:
         return Availability(Transport.HYBRID, True, found)
     return Availability(Transport.HYBRID, False, found, "start their VMMs, which make them")
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _hyperv() -> Availability:

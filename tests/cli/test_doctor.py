@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import platform
 import socket
 import sys
@@ -16,14 +17,17 @@ assert sys.platform == "linux"
 
 from hvsock import availability
 from hvsock.cli import checks
-from hvsock.cli.checks import hybrid, hyperv, kernel, report, vms, vsock
+from hvsock.cli.checks import fabric, hybrid, hyperv, kernel, report, vms, vsock
 from hvsock.cli.checks.check import Answer, Check, asks, no, yes
 from hvsock.config import files
-from hvsock.errors import HvsockError
+from hvsock.errors import HvsockError, NoFabricError
+from hvsock.fabric import client, paths
 from hvsock.fabric.embedded import EmbeddedFabric
 from tests.cli.helpers import invoke, invoke_json
+from tests.registry.processes import User, in_child
 
 CONFIG = "CONFIG_VSOCKETS=m\n# CONFIG_HYPERV_VSOCKETS is not set\nCONFIG_VHOST_VSOCK=y\n#\n# a heading\n"
+NOBODY = 65_534
 OPTIONS = {"CONFIG_VSOCKETS": "m", "CONFIG_HYPERV_VSOCKETS": "n", "CONFIG_VHOST_VSOCK": "y"}
 
 
@@ -90,7 +94,7 @@ def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tm
         for check in found_by(group).values():
             assert not check.ok
             assert check.cure
-    assert "to its host? no: no vmw_vsock_virtio_transport; no hv_sock; no vmw" in " ".join(
+    assert "its guests? no: no vmw_vsock_virtio_transport; no hv_sock; no vmw" in " ".join(
         f"{one.question} {one.found}" for one in found_by(vsock.GROUP).values()
     )
     assert not found_by(hybrid.GROUP)["Is there a VMM that has them?"].ok
@@ -100,6 +104,68 @@ def test_each_transport_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tm
     assert not found_by(hyperv.GROUP)["Is this Windows?"].ok
     monkeypatch.setattr(hyperv, "VMBUS", str(tmp_path))
     assert "HVSOCK_TRANSPORT=vsock" in str(found_by(hyperv.GROUP)["Is this Windows?"].cure)
+
+
+def test_a_host_of_kernel_vsock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HVSOCK_TRANSPORT", "vsock")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernel, "state", lambda module, known: kernel.State(False, f"no {module.name}", "load it"))
+    # a check that makes a socket would choose the class for the whole process
+    kept = vsock.GROUP._replace(when_chosen=(vsock._guests,), of_use_when_chosen=())
+    monkeypatch.setattr(checks, "GROUPS", (kept,))
+
+    def found(text: str) -> dict[str, dict[str, Any]]:
+        file = tmp_path / f"{os.urandom(4).hex()}.toml"  # each is read once
+        monkeypatch.setenv("HVSOCK_CONFIG", str(file))
+        file.write_text(f"[profiles.default]\n{text}", encoding="utf-8")
+        return {one["question"]: one for one in invoke_json("doctor", code=1)["checks"] if one["needed"]}
+
+    question = "Is it known which VM has which CID?"
+    asked = found("guests = 'libvirt'\nlibvirt = 'test:///default'")
+    assert "no: no vhost_vsock" in {one["found"] for one in asked.values()}
+    assert "apt-get install libvirt-clients" in asked[question]["found"]
+    assert asked[question]["cure"] == "have this work: virsh --connect test:///default list"
+    asked = found("guests = 'table'\n[profiles.default.vms.web01]\npath = '/run/web01.sock'")
+    assert asked[question]["cure"].endswith(".toml: profiles.default.vms")
+    asked = found("guests = 'table'\n[profiles.default.vms.web01]\ncid = 7")
+    assert asked[question]["found"] == "yes: 1 now, by table"
+
+
+def test_a_host_without_a_broker_is_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(folder: str, method: str) -> None:
+        raise NoFabricError("the host answers no calls")
+
+    monkeypatch.setenv("HVSOCK_TRANSPORT", "vsock")
+    monkeypatch.setattr(client, "call", call)
+    monkeypatch.setattr(checks, "GROUPS", (vsock.GROUP._replace(checks=(), when_chosen=(), optional=()),))
+    (found,) = invoke_json("doctor")["checks"]
+    assert (found["ok"], found["needed"]) == (False, False)
+    assert "services go by ports" in found["cure"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user: run the tests as root")
+def test_a_fabric_that_is_closed_to_this_user(hvsock_fabric: EmbeddedFabric) -> None:
+    os.chmod(hvsock_fabric.folder, 0o700)
+
+    def look() -> dict[str, str | None]:
+        found = [function() for function in (*fabric.GROUP.checks, *fabric.GROUP.when_chosen)]
+        return {one.question: one.cure for one in found if not one.ok}
+
+    assert in_child(look, User(NOBODY, NOBODY)) == {
+        "Can it be used?": paths.LET_IN,
+        "Does a broker answer?": paths.LET_IN,
+        "Which partition does this process speak for?": paths.LET_IN,
+        "Can the registry be read?": paths.LET_IN,
+    }
+
+
+def test_a_fabric_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "fabric"
+    file.touch()
+    monkeypatch.setenv("HVSOCK_DIR", str(file))
+    found = {one["question"]: one for one in invoke_json("doctor", code=1)["checks"]}
+    assert found["Is there a fabric?"]["cure"] == "move it away, or set HVSOCK_DIR"
+    assert found["Are its folders closed to others?"]["ok"]
 
 
 def test_builds_of_hyper_vs_guests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -181,12 +247,12 @@ def test_names_of_the_configuration_are_not_told(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setenv("HVSOCK_CONFIG", str(file))
     told = [
-        str(files.settings().where),
+        str(files.settings().where).removeprefix(str(tmp_path)),  # which may have the name of the user
         "virsh failed at qemu+ssh://gwen@blade.corp:22/system: no host blade.corp",
         "of gwen and bo, 107",
     ]
     assert report.without(told, report.own_names()) == [
-        f"{file}: profiles.PROFILE",
+        "/config.toml: profiles.PROFILE",
         "virsh failed at LIBVIRT: no host LIBVIRT",
         "of USER and USER, 107",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ assert sys.platform == "linux"
 from hvsock.constants import INTEGRATION_SERVICES
 from hvsock.services.predefined import GUEST_HALVES
 from hvsock.testing.fabric import EmbeddedFabric, fabric
+from hvsock.vm.runs import RECORD, Record, Run, State, write_json
 from tests.cli.helpers import ended, invoke, invoke_json, line_of, started
 
 IDLE_AGENT_MOST_BYTES = 48 << 20
@@ -59,6 +61,46 @@ def test_policy_without_an_agent(made: EmbeddedFabric) -> None:
 )
 def test_what_cannot_be_meant(made: EmbeddedFabric, arguments: tuple[str, ...], code: int, text: str) -> None:
     assert text in invoke("integration", *arguments, code=code).stderr
+
+
+@pytest.mark.parametrize("state", [State.STOPPED, State.PAUSED])
+def test_a_vm_that_is_not_up_is_said_to_be_by_all_who_ask_its_agent(made: EmbeddedFabric, state: State) -> None:
+    """Nobody could run an agent in it."""
+    commands = {
+        ("exec", "web01", "--", "true"): "Direct",
+        ("direct", "ssh-config", "web01"): "Direct",
+        ("kvp", "list", "web01"): "Key-Value Pair Exchange",
+        ("timesync", "web01"): "Time Synchronization",
+        ("shutdown", "web01"): "Shutdown",
+        ("vss", "check", "web01"): "VSS",
+    }
+    for command, service in commands.items():
+        said = invoke(*command, code=255 if command[0] == "exec" else 1).stderr
+        assert f"no agent serves {service} in web01; run it there: hvsock agent; see: hvsock integration" in said
+    run = Run(made.folder, "web01")
+    vm_id = invoke_json("integration", "list", "web01")[0]["id"]
+    record = Record("web01", vm_id, 3, state, accelerator="tcg", memory=1, cpus=1, kernel="", started=0.0)
+    supervisor = run.take()
+    try:
+        write_json(run.path(RECORD), record.to_json())
+        if state is State.STOPPED:
+            text = "the VM is stopped; start it: hvsock vm start web01"
+        else:
+            text = "the VM is paused; let it go on: hvsock vm resume web01"
+        invoke("integration", "enable", "web01", "Guest Service Interface")
+        for command in (*commands, ("cp", "web01:/x", ".")):
+            assert text in invoke(*command, code=255 if command[0] == "exec" else 1).stderr
+        assert {one["secondary_status"] for one in listed().values()} == {text}
+        reason = invoke_json("heartbeat", "web01")["heartbeats"][0]["reason"]
+        assert reason == (text if state is State.STOPPED else "its VM is paused")
+    finally:
+        os.close(supervisor)
+
+
+def test_a_heartbeat_that_is_disabled_says_so(made: EmbeddedFabric) -> None:
+    invoke("integration", "disable", "web01", "Heartbeat")
+    reason = invoke_json("heartbeat", "web01")["heartbeats"][0]["reason"]
+    assert reason.startswith("'Heartbeat' is disabled here; run: hvsock service enable ")
 
 
 def test_operations_that_are_denied(made: EmbeddedFabric) -> None:

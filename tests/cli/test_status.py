@@ -51,7 +51,7 @@ def test_status_as_tables(busy: EmbeddedFabric) -> None:
     text = invoke("status").stdout
     assert text.startswith(f"fabric {busy.folder}: process {os.getpid()}, up ")
     assert re.search(r"^  web01 +vm +- +3 +[0-9a-f-]{36} +0 +0$", text, re.MULTILINE)
-    assert re.search(r"^HV Socket Demo +0 +0 +1 +1 no-listener +0 +\d+ us +\d+ us$", text, re.MULTILINE)
+    assert re.search(r"^HV Socket Demo +0 +0 +1 +1 no-listener +0 +\d+ [um]s +\d+ [um]s$", text, re.MULTILINE)
 
 
 def test_status_leaves_inbox_services_out_of_which_nothing_is_to_be_told(busy: EmbeddedFabric) -> None:

@@ -17,6 +17,7 @@ from hvsock.testing.virtio_driver import ONE, Driver, Layout
 from hvsock.testing.virtio_front_end import FrontEnd
 from hvsock.virtio.packet import HEADER_BYTES, HOST_CID, SEQ_EOM, STREAM, Header, Op, Shutdown
 from hvsock.virtio.session import RX, TX
+from hvsock.virtio.vhost_user import Request
 
 if sys.platform != "linux":
     raise ImportError("the device needs Linux")
@@ -210,10 +211,11 @@ class Guest:
         self._thread.start()
 
     def boot(self) -> Self:
-        """Have the driver come up."""
+        """Have the driver come up; the device has taken all that belongs to it then, with its descriptors."""
         with self.changed:
             self.front_end.start()
             self.driver.add_rx_buffers()
+            self.front_end.ask(Request.GET_FEATURES)
             self.front_end.kick(RX)
         return self
 

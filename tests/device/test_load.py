@@ -284,7 +284,7 @@ def test_a_door_rests_while_descriptors_are_short(
         with few_descriptors(0):
             peer.connect(path)
             wait_until(lambda: "peers have to wait" in caplog.text)
-        assert not taken
+            assert not taken
         wait_until(lambda: taken)
         assert caplog.text.count("peers have to wait") == 1, "it says so once"
     device.ask(made.close)

@@ -39,7 +39,7 @@ from hvsock.registry import ServiceEntry
 from hvsock.topology.sddl import parse_sddl
 from tests.fabric.peers import Connector, control, ended, fails_with, start_connect, take
 from tests.registry.processes import in_child
-from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, in_reactor, wait_until
 
 PARENT, LOOPBACK = HV_GUID_PARENT, HV_GUID_LOOPBACK
 
@@ -630,7 +630,8 @@ def test_a_defect_while_others_wait_harms_one_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     queue = [start_connect(guest.folder, (PARENT, service.id), milliseconds=60_000) for _ in range(2)]
-    wait_until(lambda: status(fabric)["connecting"] == 2)
+    broker = broker_of(fabric)
+    wait_until(lambda: in_reactor(broker.reactor, lambda: len(broker.waiting)) == 2)
     original, failures = handover.Handover._attempt, [1]
 
     def defect(self: handover.Handover) -> None:

@@ -198,7 +198,10 @@ def test_good_requests_with_descriptors_are_served_and_the_descriptors_dropped(
                 assert read_errno(sock) == 0
 
 
-def test_a_request_in_pieces_is_a_request(folder: str, impatient: EmbeddedFabric) -> None:
+def test_a_request_in_pieces_is_a_request(
+    folder: str, impatient: EmbeddedFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "REQUEST_SECONDS", 600.0)
     with control(folder) as sock:
         for piece in (PING[:1], PING[1:100], PING[100:]):
             sock.send(piece)

@@ -263,8 +263,8 @@ def test_a_signal_that_interrupts_nothing_ends_it() -> None:
             time.sleep(0.2)  # by then the reactor waits
             signal.pthread_kill(other.ident, signal.SIGTERM)
 
-        threading.Thread(target=send).start()
         with ending_by_signals(reactor, reactor.stop):
+            threading.Thread(target=send).start()
             reactor.run()
         os.kill(os.getpid(), signal.SIGTERM)  # ignored from here on
         reactor.close()

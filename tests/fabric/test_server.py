@@ -25,7 +25,7 @@ from hvsock.fabric.messages import Op, Request
 from hvsock.notify import notify
 from hvsock.registry import Registry
 from tests.cli.helpers import told_until_it_ends
-from tests.fabric.peers import control, read_errno, start_connect
+from tests.fabric.peers import control, ended, read_errno, start_connect
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 _CODE = """
@@ -33,6 +33,7 @@ import sys
 from hvsock.fabric.broker.server import serve
 serve(sys.argv[1], grace_seconds=float(sys.argv[2]))
 """
+PING = Request(Op.CALL, call={"method": "ping"}).pack()
 _NEVER_SECONDS = 600
 """A client's time where none is to be helped by the end of another's."""
 
@@ -172,12 +173,14 @@ def test_out_of_descriptors_it_rests_and_goes_on(tmp_path: Path) -> None:
     host = str(folder / "partitions" / "host")
     with served(folder) as process:
         limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-        time.sleep(0.1)  # it closes what it used to say that it is ready
+        with control(host) as asked:  # what it used to say that it is ready, and for this, is closed by then
+            asked.sendall(PING)
+            assert ended(asked)
         in_use = {int(number) for number in os.listdir(f"/proc/{process.pid}/fd")}
         first_free = min(set(range(len(in_use) + 1)) - in_use)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (first_free, limits[1]))
         with control(host) as waiting:
-            waiting.sendall(Request(Op.CALL, call={"method": "ping"}).pack())
+            waiting.sendall(PING)
             before = _processor_seconds(process.pid)
             waiting.settimeout(0.5)
             with pytest.raises(TimeoutError):

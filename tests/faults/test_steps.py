@@ -27,6 +27,7 @@ assert sys.platform == "linux"
 
 from tests.fabric.fake_device import DeviceEnd, FakeDevice, begin_connect, connected
 from tests.support import SOAK
+from tests.waiting import wait_until
 
 from .processes import PATIENCE_SECONDS, BrokerProcess, child
 from .steps import (
@@ -536,9 +537,7 @@ def test_connector_is_killed_while_its_connect_waits(tmp_path: Path) -> None:
                 select.select([], [sock], [])
 
         with child(connect) as pid:
-            deadline_counts = 0
-            while client.call(world.broker.host, "status")["connecting"] < 1 and deadline_counts < 1000:
-                deadline_counts += 1
+            wait_until(lambda: client.call(world.broker.host, "status")["connecting"] >= 1)
             behind = stack.enter_context(world.connector())
             os.kill(pid, signal.SIGKILL)
         _exchange(first, listener.accept()[0])

@@ -88,7 +88,7 @@ def failures(folder: Path) -> Iterator[list[Failure]]:
         places: list[tuple[str, str, type[Exception], str]] = [
             ("no path", str(folder / "none"), FileNotFoundError, "is the VM running"),
             ("a path below a file", str(file / "v"), NotADirectoryError, "Not a directory"),
-            ("a file", str(file), *_refused("nobody listens")),
+            ("a file", str(file), *_refused("and no socket")),
             ("a VMM that has ended", str(ended), *_refused("the VMM that did has ended")),
             ("a full queue", str(full), TimeoutError, "queue of new connections stayed full"),
         ]

@@ -249,6 +249,8 @@ def test_who_may_connect(vm: PartitionHandle, tmp_path: Path) -> None:
     [
         (["serve", "nonesuch", "v"], 5),
         (["serve", "parent", "v"], 5),
+        (["serve", "host", "v"], 5),
+        (["serve", str(GUID), "v"], 5),
         (["serve", "web01", "v", "--profile", "qemu"], 2),
         (["serve", "web01", "v", "--profile", "libkrun"], 2),
         (["serve", "web01", "v", "--mode", "888"], 2),

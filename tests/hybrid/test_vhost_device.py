@@ -15,8 +15,6 @@ from benchmarks.vm.programs import CRATE, CRATE_VERSION, installed_vhost_device
 from hvsock.hybrid.connecting import connect
 from hvsock.hybrid.listening import is_served, listen
 from hvsock.hybrid.profiles import VHOST_DEVICE
-from hvsock.virtio.session import RX
-from hvsock.virtio.vhost_user import Request
 from tests.device.guest import Guest
 from tests.waiting import wait_until
 
@@ -53,10 +51,6 @@ def booted(front_end: str, path: str) -> Iterator[Guest]:
     with socket.socket(socket.AF_UNIX) as connection:
         wait_until(lambda: connection.connect_ex(front_end) == 0)  # it binds before it listens
         with Guest(connection).boot() as guest:
-            with guest.changed:
-                # the device loses kicks of a queue that it has not enabled yet; an answer tells that it has
-                guest.front_end.ask(Request.GET_FEATURES)
-                guest.front_end.kick(RX)
             with listen(path, FIRST_PORT) as listener:
                 guest.connect(FIRST_PORT)
                 listener.accept().close()

@@ -36,7 +36,6 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configure:
         file.write_text(f"[profiles.default]\n{text}", encoding="utf-8")
         monkeypatch.setenv("HVSOCK_CONFIG", str(file))
 
-    monkeypatch.setattr(known, "_given", {})
     return write
 
 

@@ -199,8 +199,12 @@ inside that guest. It is told, and nothing depends on it.
 
 """
 _BEHIND_FAILURES: Final = """
-What fails with vhost-device-vsock 0.3.0 is its own doing, seen from a plain socket: it ends both directions when
-the host ends one, and does not tell the host that the guest ended one; see [hybrid sockets](hybrid.md).
+What fails with vhost-device-vsock 0.3.0 is its own doing, seen with plain sockets at both ends; see
+[hybrid sockets](hybrid.md). It ends both directions when the host ends one: `half_close_keeps_other_direction`,
+`shutdown_twice`, and `makefile_round_trip`, which ends its writing before it reads. It does not tell a guest that
+waits in a send that the host closed: `blocked_send_fails_when_peer_closes`. All others wait, as their last step,
+for the end that the guest made of its direction, which is not told to the host. MSG_PEEK, files, and either
+direction while the other is full do work.
 
 ## What was not run
 

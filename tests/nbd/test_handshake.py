@@ -166,7 +166,6 @@ def test_qemu_nbd(tmp_path: Path) -> None:
     ]
     with subprocess.Popen(command) as server:
         try:
-            wait_until(path.exists)
             with connected(path) as sock:
                 found = negotiate(sock, "one")
                 assert (found.size, found.block_size) == (1 << 20, 512)
@@ -181,7 +180,7 @@ def test_qemu_nbd(tmp_path: Path) -> None:
 
 def connected(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.connect(str(path))
+    wait_until(lambda: sock.connect_ex(str(path)) == 0)  # it binds before it listens
     return sock
 
 

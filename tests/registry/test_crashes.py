@@ -231,15 +231,16 @@ def test_a_reader_never_sees_half_a_change(tmp_path: Path) -> None:
     with running(shuffle) as child:
         assert child.next_line() == "ready"
         with Registry(tmp_path) as registry:
-            seen = set()
-            for _ in range(sample(50, 5_000)):
+            seen: set[tuple[ServiceId, ...]] = set()
+            for number in itertools.count():
+                if number >= sample(50, 5_000) and len(seen) > 1:  # none may have come, in a few, on a slow disk
+                    break
                 entries = [entry for entry in registry.entries() if not entry.inbox]
                 assert sorted(entry.port_alias or 0 for entry in entries) == list(range(100, 120))
                 assert {entry.id for entry in entries} == set(ids)
                 assert all(entry.name == f"service {(entry.port_alias or 0) - 100}" for entry in entries)
                 seen.add(tuple(entry.id for entry in entries))
                 assert len(registry.services()) == 20 + len(INBOX)
-    assert len(seen) > 1
 
 
 def test_the_children_of_these_tests_tell_what_went_wrong() -> None:

@@ -21,6 +21,7 @@ from hvsock.fabric.embedded import EmbeddedFabric, PartitionHandle
 from hvsock.fabric.reactor import Reactor
 from hvsock.registry import Registry, ServiceEntry
 from hvsock.registry.forwards import Forward, parse_forward
+from hvsock.relay import complaints
 from hvsock.relay import relay as relay_module
 from hvsock.relay.following import Binding, Follower, Registered, Wanted, wanted
 from hvsock.relay.relay import Relay
@@ -227,8 +228,9 @@ def test_there_is_a_limit_for_all(world: World, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("target", ["unix:/nonexistent/web.sock", "tcp:127.0.0.1:1"])
 def test_a_target_that_is_down_closes_the_connection_with_a_line_in_the_log(
-    world: World, target: str, caplog: pytest.LogCaptureFixture
+    world: World, target: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(complaints, "COMPLAINT_SECONDS", 600.0)
     world.forward("web", target)
     with caplog.at_level(logging.WARNING):
         for _ in range(5):

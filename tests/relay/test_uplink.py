@@ -176,6 +176,18 @@ def test_it_outlives_the_broker_and_doctor_knows_it(worlds: Worlds) -> None:
         assert "the way up" in found["checks"][-1]["found"]
 
 
+def test_a_folder_that_is_no_partitions(worlds: Worlds) -> None:
+    command = [sys.executable, "-m", "hvsock", "uplink", f"unix:{worlds.outer.folder}"]
+    environment = {**os.environ, "HVSOCK_DIR": worlds.inner.folder}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            said = [process.stderr.readline().decode() for _ in range(2)]
+            assert f"it leads nowhere yet: no broker answers in {worlds.outer.folder}; bind-mount" in said[1]
+        finally:
+            process.terminate()
+
+
 def test_a_way_that_leads_nowhere_yet(worlds: Worlds, tmp_path: Path) -> None:
     """It is said at the beginning, and once there is something it leads there."""
     folder = tmp_path / "later"
@@ -389,9 +401,7 @@ def test_there_may_be_more_connects_than_threads(worlds: Worlds) -> None:
         ]
         try:
             for sock in socks:
-                sock.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    sock.connect((HV_GUID_PARENT, ECHO))
+                begin(sock)
             for sock in socks:
                 select.select([], [sock], [], 20)
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import types
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -29,6 +30,7 @@ from hvsock import (
     ServiceId,
 )
 from hvsock.fabric import client
+from hvsock.sockets import connecting as connecting_module
 from hvsock.sockets import socket as socket_module
 from tests.sockets.support import (
     QUIET_SECONDS,
@@ -446,6 +448,7 @@ class TestTimeouts:
             assert caught.value.errno == code
             assert second.gettimeout() == timeout
             second.settimeout(WAIT_SECONDS)
+            second.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, int(WAIT_SECONDS * 1000))
             job = Job(lambda: second.connect(NOWHERE))
             fake.take()[0].close()
             with fake.establish():
@@ -535,19 +538,26 @@ class TestEndWhilePending:
         class InterruptError(Exception):
             pass
 
-        def interrupt(*_: object) -> None:
-            raise InterruptError
+        def interrupt(number: int, frame: types.FrameType | None) -> None:
+            if frame is not None and frame.f_code is connecting_module.settled.__code__:  # it waits
+                raise InterruptError
+
+        main, over = threading.get_ident(), threading.Event()
+
+        def signal_until_over() -> None:
+            while not over.wait(0.01):
+                signal.pthread_kill(main, signal.SIGUSR1)
 
         with pending(world) as (_, listener, first), world.fresh() as sock:
             previous = signal.signal(signal.SIGUSR1, interrupt)
+            thread = threading.Thread(target=signal_until_over)
+            thread.start()
             try:
-                main = threading.get_ident()
-                timer = threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1))
-                timer.start()
                 with pytest.raises(InterruptError):
                     sock.connect(first.getpeername())
-                timer.join()
             finally:
+                over.set()
+                thread.join()
                 signal.signal(signal.SIGUSR1, previous)
             sock.settimeout(0)
             with pytest.raises(BlockingIOError):

@@ -15,6 +15,7 @@ assert sys.platform == "linux"
 import hvsock
 from hvsock import AF_HYPERV, HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, SOCK_SEQPACKET, SOCK_STREAM
 from hvsock.fabric.embedded import EmbeddedFabric
+from hvsock.sockets.patience import connect_patiently
 from tests.sockets.support import QUIET_SECONDS, WAIT_SECONDS, FakeBroker, Job, World, fails, pending
 
 
@@ -144,9 +145,23 @@ class TestRetry:
         began = time.monotonic()
         with fails(errno.ECONNREFUSED):
             hvsock.create_connection(
-                ("loopback", hvsock.ServiceId.new()), 0.05, retry=True, partition=world.host.folder
+                ("loopback", hvsock.ServiceId.new()), 0.3, retry=True, partition=world.host.folder
             )
-        assert 0.045 < time.monotonic() - began < WAIT_SECONDS
+        assert 0.29 < time.monotonic() - began < WAIT_SECONDS
+
+    def test_a_last_try_that_had_no_time_left_tells_nothing(self) -> None:
+        refused, late = ConnectionRefusedError(errno.ECONNREFUSED, "nothing listens"), TimeoutError("timed out")
+        outcomes = iter((refused, late, late))
+
+        class Socket(socket.socket):
+            def connect(self, address: object, /) -> None:
+                raise next(outcomes)
+
+        target = hvsock.Address(HV_GUID_LOOPBACK, hvsock.ServiceId.new())
+        for told in (refused, late):  # the first of all tries that has none is told of
+            with pytest.raises(type(told)) as caught:
+                connect_patiently(Socket, lambda: target, WAIT_SECONDS, retry=True)
+            assert caught.value is told
 
     @pytest.mark.parametrize("vm_id", ["any", "children", "broadcast"])
     def test_not_what_waiting_cannot_mend(self, world: World, vm_id: str) -> None:

@@ -16,7 +16,14 @@ import pytest
 
 assert sys.platform == "linux"
 
-from hvsock import HV_GUID_LOOPBACK, SOCK_SEQPACKET, SOCK_STREAM, ServiceId
+from hvsock import (
+    HV_GUID_LOOPBACK,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECT_TIMEOUT,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    ServiceId,
+)
 from hvsock.sockets.socket import socket as hv_socket
 from tests.sockets.support import QUIET_SECONDS, WAIT_SECONDS, FakeBroker, World, pending, so_error
 
@@ -270,6 +277,7 @@ def test_a_level_triggered_loop_over_many(world: World) -> None:
         selector.register(listener, selectors.EVENT_READ)
         sockets = [world.fresh(blocking=False) for _ in range(count)]
         for number, sock in enumerate(sockets):
+            sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, int(WAIT_SECONDS * 1000))
             code = sock.connect_ex((HV_GUID_LOOPBACK, service_id))
             assert code == errno.EINPROGRESS
             selector.register(sock, selectors.EVENT_WRITE, number)

@@ -567,10 +567,42 @@ def test_who_is_denied_a_service_that_nobody_listed_is_told_of_the_defaults() ->
     ):
         assert isinstance(refusal, Refusal)
         assert refusal.reason is Reason.DENIED
-        assert refusal.text.endswith("; its owner can allow it: hvsock service defaults --vm VM")
+        assert f"; its owner can allow it: hvsock service defaults --vm {world['lone'].id} --" in refusal.text
     refusal = world.register(lone=Settings(bind=NOBODY)).bind("host", "lone", STRANGER)
     assert isinstance(refusal, Refusal)
-    assert refusal.text.endswith("; its owner can allow it: hvsock service access")
+    cure = f"hvsock service access {ECHO} --vm {world['lone'].id} --bind-sddl SDDL"
+    assert refusal.text.endswith(f"; its owner can allow it: {cure}")
+
+
+def test_who_is_denied_is_told_whose_setting_denies_it() -> None:
+    """The command that is named changes that setting: of the service, or of it for the VM alone."""
+    world = World().register(Settings(), web=Settings(connect=Allowed()), db=Settings(bind=Allowed()))
+    web, db = world["web"].id, world["db"].id
+    cure = f"its owner can allow it: hvsock service access {ECHO}"
+    cases = (
+        (world.connect("host", "web", subject=STRANGER), f"{cure} --vm {web} --connect user:{STRANGER.uid}"),
+        (world.connect("host", "db", subject=STRANGER), f"{cure} --connect user:{STRANGER.uid}"),
+        (world.bind("host", "db", STRANGER), f"{cure} --vm {db} --bind user:{STRANGER.uid}"),
+        (world.bind("host", HV_GUID_WILDCARD, STRANGER), f"{cure} --bind user:{STRANGER.uid}"),
+    )
+    for refusal, ending in cases:
+        assert isinstance(refusal, Refusal)
+        assert refusal.text.endswith(f"; {ending}")
+    world.bound("web")
+    about_vms = Settings(connect=parse_sddl("D:P(D;;FA;;;S-1-5-83-0)"))
+    for settings, whose in ({"db": about_vms}, db), ({"web": about_vms}, web):
+        refusal = world.register(**settings).connect("db", "web")
+        assert isinstance(refusal, Refusal)
+        assert refusal.text.endswith(f"; {cure} --vm {whose} --connect-sddl SDDL")
+
+
+def test_a_host_that_connects_to_itself_is_told_so() -> None:
+    """As when somebody takes the host for a guest; there is no group to put it into."""
+    world = World()
+    refusal = world.connect("host", world["host"].id)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.UNREACHABLE
+    assert "is 'host' itself and none of its VMs; connect to one of these" in refusal.text
 
 
 def test_a_fresh_id_is_reached_by_a_vm_with_defaults_and_theirs_to_allow() -> None:

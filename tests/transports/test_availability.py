@@ -16,8 +16,6 @@ from hvsock.transport import Transport
 
 assert sys.platform == "linux"
 
-from hvsock.machines import known
-
 
 def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
     """Give this process a configuration with a profile of that text."""
@@ -55,7 +53,6 @@ def test_vsock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_hybrid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(known, "_given", {})
     found = availability.of(Transport.HYBRID)
     assert (found.ok, found.found) == (False, "no VM with a path is known")
     assert found.cure is not None

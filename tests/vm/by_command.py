@@ -15,8 +15,9 @@ from typing import Final
 assert sys.platform == "linux"
 
 from hvsock.vm.runs import State
-from tests.cli.helpers import PROGRAM, ended, invoke, line_of, started
+from tests.cli.helpers import PROGRAM, invoke
 from tests.cli.helpers import hvsock as command
+from tests.docs.pages import IN_A_VM, ROOT, Shell, blocks, check, write_files
 from tests.support import SOAK
 from tests.vm.support import PATIENCE, wait_until
 from tests.vm.traffic.world import World
@@ -108,26 +109,17 @@ class Operator:
         assert (done.returncode, back.read_bytes() == LARGE) == (0, True), done.stderr
 
     def makes_a_service(self) -> None:
-        """A service of one's own, from the skeleton: served in the guest, and asked from the host."""
-        made = self._folder / "made"
-        told = json.loads(self.hvsock("service", "new", "Disk Inventory", "--folder", str(made), "--json"))
-        self.hvsock("service", "register", "Disk Inventory", "--id", told["id"], "--port-alias", "2771")
-        self.hvsock("cp", "-r", str(made), "web01:/srv/made")
-        words = ("exec", "web01", "--cwd", "/srv/made", "--", "hvsock", "service", "serve")
-        with started(*words, "disk_inventory:DiskInventory", env=self._env) as serving:
-            while "serving Disk Inventory" not in (line := line_of(serving.stderr)):
-                assert line, "it is not served"
-            done = subprocess.run(
-                [sys.executable, "host.py", "web01"],
-                cwd=made,
-                env=self._env,
-                capture_output=True,
-                timeout=PATIENCE,
-                check=True,
-            )
-            assert done.stdout == b"2\nalpha\nbeta\n"
-            serving.send_signal(signal.SIGTERM)
-            ended(serving)
+        """What docs/inventory.md does in a VM that is up, as it stands there."""
+        page, folder = ROOT / "docs" / "inventory.md", self._folder / "inventory"
+        folder.mkdir()
+        write_files(page, folder)
+        self.hvsock("service", "register", "Inventory", "--port", "2770")
+        body = blocks(page, "console", IN_A_VM)[-1]
+        shell = Shell(folder, self._env)
+        try:
+            check(shell, body)
+        finally:
+            shell.close()
 
     def shuts_it_down(self) -> None:
         """The answer comes before the act, and the VM ends by itself."""

@@ -189,8 +189,11 @@ def test_a_cancelled_connect_closes_its_socket(machine: Machine, host: Windows, 
     host.aio.socket = Socket
 
     async def main() -> None:
+        connecting = asyncio.create_task(host.aio.connected((vm, machine.add_service()), passthru=True))
+        while not made:
+            await asyncio.sleep(0.001)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(host.aio.connected((vm, machine.add_service()), passthru=True), 0.05)
+            await asyncio.wait_for(connecting, 0.05)
 
     run(main())
     assert [sock.fileno() for sock in made] == [-1]

@@ -140,7 +140,7 @@ class Machine:
         """VMs that do not answer where nothing listens, as those with Linux."""
         self.registered: set[str] = set()
         self.endpoints: dict[int, Endpoint] = {}
-        """By the inode of the AF_UNIX socket."""
+        """By the inode of the AF_UNIX socket; threads add to it, so what goes through it takes :meth:`all`."""
         self._numbers = itertools.count(1)
 
     def add_vm(self) -> VmId:
@@ -154,6 +154,10 @@ class Machine:
         service_id = ServiceId.new()
         self.registered.add(str(service_id))
         return service_id
+
+    def all(self) -> list[Endpoint]:
+        """The sockets that there are now, or were."""
+        return list(self.endpoints.values())
 
     def path(self) -> bytes:
         """A fresh abstract address."""
@@ -174,7 +178,7 @@ class Machine:
 
     def listener(self, partition: str, seen: str, service_id: str) -> Endpoint | None:
         """Who listens in `partition` for connections from `seen`."""
-        for one in self.endpoints.values():
+        for one in self.all():
             if not one.listening or one.partition != partition or one.own is None:
                 continue
             if one.own.service_id == service_id and one.own.vm_id in self.bindings(seen):
@@ -247,7 +251,7 @@ def c_socket(machine: Machine, partition: str) -> type[_socket.socket]:
                 raise winerror(WSAEINVAL)
             if wanted.vm_id == HV_GUID_PARENT and not partition:
                 raise winerror(WSAEADDRNOTAVAIL)
-            taken = [one for one in machine.endpoints.values() if one.bound and one.partition == partition]
+            taken = [one for one in machine.all() if one.bound and one.partition == partition]
             if any(one.own == wanted for one in taken):
                 raise winerror(WSAEADDRINUSE)
             loopback = wanted.vm_id == HV_GUID_LOOPBACK
@@ -276,7 +280,7 @@ def c_socket(machine: Machine, partition: str) -> type[_socket.socket]:
                 raise
             except OSError as error:
                 raise winerror(WSAEINTR if error.errno == errno.EINVAL else WSAENOTSOCK) from None
-            connector = next(one for one in machine.endpoints.values() if one.path == path)
+            connector = next(one for one in machine.all() if one.path == path)
             assert connector.own is not None
             seen = machine.target(connector.partition, _require(connector.peer))[1]
             assert endpoint.own is not None

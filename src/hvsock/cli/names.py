@@ -84,9 +84,11 @@ def vm_id_of(text: str) -> VmId:
     """The VmId of one partition, by its name or its VmId.
 
     Raises:
-        NotFoundError: there is no such partition.
+        NotFoundError: there is no such partition, or it is the host.
     """
     word = text.lower() in WELL_KNOWN_VMIDS
+    if sys.platform != "win32" and text.casefold() == paths.HOST_FOLDER:
+        raise NotFoundError("'host' is this host itself, and none of its VMs; see: hvsock partition list")
     found = None if word else parse_vm_id(text)
     if word:
         where = "Get-VM" if sys.platform == "win32" else "hvsock partition list"

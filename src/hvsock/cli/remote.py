@@ -24,6 +24,7 @@ from hvsock.sockets.helpers import wait_for_service
 
 from .names import peer_id_of
 from .outcome import CommandError, text_of
+from .silent import asking
 
 if TYPE_CHECKING:
     import asyncssh
@@ -91,9 +92,10 @@ def attend(
             return await _attended(process, terminal)
 
     try:
-        if wait is not None:
-            wait_for_service((str(vm_id), ServiceId.from_port(DIRECT.port)), wait)
-        return asyncio.run(main())
+        with asking(vm, DIRECT.name):
+            if wait is not None:
+                wait_for_service((str(vm_id), ServiceId.from_port(DIRECT.port)), wait)
+            return asyncio.run(main())
     except BrokenPipeError:
         raise  # standard output was closed
     except (HvsockError, OSError) as error:

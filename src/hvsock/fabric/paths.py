@@ -27,6 +27,8 @@ FOLDER_VARIABLE: Final = "HVSOCK_DIR"
 PARTITION_VARIABLE: Final = "HVSOCK_PARTITION"
 """Environment variable: the folder of the partition that a process speaks for."""
 HOST_FOLDER: Final = "host"
+LET_IN: Final = f"its owner lets others in with: hvsock up --shared, or --admin-group; or set {FOLDER_VARIABLE}"
+"""What to do where a fabric is closed to this user."""
 MAX_SUN_PATH_BYTES: Final = 107
 """Longest path that a Unix socket address holds, without its final zero (unix(7))."""
 STREAM_SOCKET: Final = "stream"
@@ -54,6 +56,25 @@ def fabric_folder(environ: Mapping[str, str] | None = None) -> str:
     if os.path.isabs(runtime):  # others are to be ignored, by the XDG base directory specification
         return os.path.join(runtime, "hvsock")
     return _private_folder(f"/tmp/hvsock-{uid}", uid)
+
+
+def is_socket(path: str) -> bool:
+    """Whether a socket is at `path`, by what this user sees."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def may_enter(folder: str) -> bool:
+    """Whether this user may enter `folder`; one that is not there, or is none, forbids nothing."""
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _private_folder(path: str, uid: int) -> str:

@@ -135,6 +135,8 @@ class Attempt:
         code = error.errno or errno.EIO
         if code == errno.ENOENT:
             return OSError(code, f"there is no socket {self._path}: is the VM running?")
+        if code == errno.ECONNREFUSED and not paths.is_socket(self._path):
+            return OSError(code, f"{self._path} is there, and no socket: is it the VMM's path?")
         if code == errno.ECONNREFUSED:
             return OSError(code, f"nobody listens at {self._path}: the VMM that did has ended")
         if code == errno.EACCES:

@@ -137,7 +137,7 @@ def _opened(path: str) -> int:
             raise UsageError(f"{path} is no device of the kernel's NBD client; take one like /dev/nbd0")
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no {path}; the kernel has it with its module: modprobe nbd") from None
+        raise NotFoundError(f"there is no {path}; modprobe nbd makes /dev/nbd0 to nbd15") from None
     except OSError as error:
         raise _no_way(path, error) from None
     if _size(descriptor) or is_taken(path):

@@ -88,7 +88,8 @@ def negotiate(connection: socket.socket, name: str = "", seconds: float = HANDSH
         found: Export = end.value
         return found
     except TimeoutError:
-        raise TimeoutError(f"the NBD server was silent or slow: no handshake in {seconds:g} s") from None
+        text = f"the NBD server was silent or slow: no handshake in {seconds:g} s; has it another client?"
+        raise TimeoutError(text) from None
 
 
 def _left(deadline: float) -> float:

@@ -40,7 +40,7 @@ def create_connection(
         partition: the partition's folder to connect from; by default that of the process.
 
     Raises:
-        OSError: what connect raises; with `retry`, what the last try raised.
+        OSError: what connect raises; with `retry`, what the last try raised that had the time for an answer.
         UsageError, NotFoundError, NoFabricError: the address, as :func:`hvsock.resolve` says.
     """
     return connect_patiently(

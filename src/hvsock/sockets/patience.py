@@ -68,10 +68,11 @@ def connect_patiently(
         retry: try again until the service is there, or `timeout` is over.
 
     Raises:
-        OSError: what connect raises; with `retry`, what the last try raised.
-        HvsockError: what `resolve` raises.
+        OSError: what connect raises; with `retry`, what the last try raised that had the time for an answer.
+        HvsockError: what `resolve` raises, likewise.
     """
     patience = Patience(timeout)
+    answer: Exception | None = None
     while True:
         sock = make()
         try:
@@ -83,11 +84,14 @@ def connect_patiently(
             return sock
         except (OSError, NotFoundError, NoFabricError) as error:
             sock.close()
+            if answer is not None and isinstance(error, TimeoutError) and error.errno is None:
+                raise answer from None
             worth = isinstance(error, (NotFoundError, NoFabricError)) or (
                 isinstance(error, OSError) and error.errno in WORTH_WAITING
             )
             if not (retry and worth and patience.pause()):
                 raise
+            answer = error.with_traceback(None)  # which would hold this frame, and so a socket
         except BaseException:
             sock.close()
             raise

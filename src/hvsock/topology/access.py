@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hvsock.addresses import ServiceId, VmId
 
@@ -174,6 +174,9 @@ class Settings:
         )
 
 
+Setting = Literal["enabled", "bind", "connect"]
+"""The name of a setting that may refuse somebody something."""
+
 DEFAULTS = Settings(enabled=True, wildcard_binds=True, bind=Allowed(), connect=Allowed())
 
 Defaults = Mapping[VmId | None, Settings]
@@ -222,18 +225,20 @@ class Service:
                 settings = one.over(settings)
         return settings
 
-    def switched_for(self, vm_id: VmId, through: VmId | None = None) -> VmId | None:
-        """For whom alone it is said whether the service is enabled; None where that is said for all.
+    def said_for(self, what: Setting, vm_id: VmId, through: VmId | None = None) -> VmId | None:
+        """For whom alone something is said of the service; None where that is said for all.
 
         Args:
+            what: the setting in question.
             vm_id: as for :meth:`settings_for`.
             through: the same.
+
+        Of a service that is not registered, the VMs' defaults say it.
         """
-        for level in (vm_id, through):
-            one = None if level is None else self.per_vm.get(level)
-            if one is not None and one.enabled is not None:
-                return level
-        return None
+        levels = [level for level in (vm_id, through) if level is not None]
+        if not self.listed:
+            return next(level for level in levels if level in self.defaults)
+        return next((one for one in levels if getattr(self.per_vm.get(one), what, None) is not None), None)
 
 
 def unlisted(service_id: ServiceId, defaults: Defaults, vm_id: VmId, through: VmId | None) -> Service | None:

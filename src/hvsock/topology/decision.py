@@ -22,7 +22,7 @@ from hvsock.addresses import (
 from hvsock.constants import VSOCK_PORT_MAX
 
 from . import refusals
-from .access import Defaults, Owner, Service, Settings, Subject, ask, may, token_of_guest, unlisted
+from .access import Defaults, Owner, Service, Setting, Settings, Subject, ask, may, token_of_guest, unlisted
 from .descriptors import Descriptor
 from .matching import Bound, match, may_bind
 from .partitions import Kind, Partition, Tree
@@ -163,20 +163,21 @@ class Rules(Generic[L]):
                 question = "May this user connect?"
                 opinion = may(settings.connect, request.subject, self.owner)
                 if not opinion.allowed:
-                    refusal = refusals.denied(request.subject, service, "connect to", opinion)
+                    vm_id = self._said_for("connect", service, source, target)
+                    refusal = refusals.denied(request.subject, service, "connect", opinion, vm_id)
                     return _fails(steps, question, refusal)
                 steps.append(Check(question, refusals.yes(opinion)))
             outside = not on_host and how is not Relation.SAME
-            for connect in self._about_guests(service, settings, source, target) if outside else ():
+            for connect, vm_id in self._about_guests(service, settings, source, target) if outside else ():
                 question = "May this guest connect?"
                 opinion = ask(connect, token_of_guest(self.tree, source))
                 if not opinion.allowed:
-                    return _fails(steps, question, refusals.guest_denied(source, service, opinion))
+                    return _fails(steps, question, refusals.guest_denied(source, service, opinion, vm_id))
                 steps.append(Check(question, refusals.yes(opinion)))
             question = "Is the service enabled?"
             if not settings.enabled:
                 code = errno.EINVAL if on_host else errno.ECONNREFUSED
-                vm_id = self._switched_off_for(service, source, target)
+                vm_id = self._said_for("enabled", service, source, target)
                 return _fails(steps, question, refusals.disabled(service, code, vm_id))
             steps.append(Check(question, "yes"))
             if target.kind is Kind.HOST and how is not Relation.SAME:
@@ -229,7 +230,8 @@ class Rules(Generic[L]):
             question = "May this user connect?"
             opinion = may(service.settings_for(None).connect, subject, self.owner)
             if not opinion.allowed:
-                return _fails(steps, question, refusals.denied(subject, service, "connect to", opinion))
+                refusal = refusals.denied(subject, service, "connect", opinion, None)
+                return _fails(steps, question, refusal)
             steps.append(Check(question, refusals.yes(opinion)))
         return Grant(uplink, self.tree.host, Relation.CHILD, request.service_id.port or 0)
 
@@ -256,7 +258,10 @@ class Rules(Generic[L]):
         if subject is None:
             return None
         opinion = may(self._settings_bound(service, partition, vm_id).bind, subject, self.owner)
-        return None if opinion.allowed else refusals.denied(subject, service, "bind", opinion)
+        if opinion.allowed:
+            return None
+        said_for = None if peer is None else self._said_for("bind", service, peer, partition)
+        return refusals.denied(subject, service, "bind", opinion, said_for)
 
     def bind_fresh(
         self, partition: Partition, vm_id: VmId, service_id: ServiceId, subject: Subject | None
@@ -280,7 +285,7 @@ class Rules(Generic[L]):
         if self._settings_bound(service, partition, vm_id).enabled:
             return None
         peer = self.tree.get(vm_id)
-        off_for = None if peer is None else self._switched_off_for(service, peer, partition)
+        off_for = None if peer is None else self._said_for("enabled", service, peer, partition)
         return refusals.disabled(service, errno.EINVAL, off_for)
 
     def _settings_bound(self, service: Service, partition: Partition, vm_id: VmId) -> Settings:
@@ -306,25 +311,29 @@ class Rules(Generic[L]):
             wildcard_binds=settings.wildcard_binds and others.wildcard_binds,
         )
 
-    def _switched_off_for(self, service: Service, source: Partition, target: Partition) -> VmId | None:
-        """For whom alone `service` is disabled, where it is so between two partitions; None for all."""
+    def _said_for(self, what: Setting, service: Service, source: Partition, target: Partition) -> VmId | None:
+        """For whom alone is said what refuses something between two partitions; None for all."""
         how = relation(self.tree, source, target, passthru=True)
         if how is Relation.SAME:
             return None
         guest, other = _guest_of(source, target, how)
         if how in (Relation.PARENT, Relation.CHILD):
-            return service.switched_for(guest.id, _through(guest, other))
-        off = guest if not service.settings_for(guest.id).enabled else other
-        return service.switched_for(off.id)
+            return service.said_for(what, guest.id, _through(guest, other))
+        switched_off = what == "enabled" and not service.settings_for(guest.id).enabled
+        return service.said_for(what, guest.id if what != "enabled" or switched_off else other.id)
 
     def _about_guests(
         self, service: Service, settings: Settings, source: Partition, target: Partition
-    ) -> list[Descriptor]:
-        """The descriptors that decide whether a guest may connect: in `settings`, and between members its own."""
-        found = [settings.connect]
+    ) -> list[tuple[Descriptor, VmId | None]]:
+        """The descriptors that decide whether a guest may connect, each with the VM that it is alone for.
+
+        They are in `settings`, and between members in the guest's own, too.
+        """
+        found = {settings.connect: self._said_for("connect", service, source, target)}
         if relation(self.tree, source, target, passthru=True) is Relation.MEMBER:
-            found.append(service.settings_for(source.id).connect)
-        return [one for one in dict.fromkeys(found) if isinstance(one, Descriptor) and one.names_vms]
+            own = service.settings_for(source.id).connect
+            found.setdefault(own, service.said_for("connect", source.id))
+        return [(one, vm_id) for one, vm_id in found.items() if isinstance(one, Descriptor) and one.names_vms]
 
     def _unlisted(self, service_id: ServiceId, source: Partition, target: Partition) -> Service | None:
         """What stands for a service that is not registered, between a VM with defaults of its own and its host."""

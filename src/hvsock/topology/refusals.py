@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
 
 from hvsock.addresses import WELL_KNOWN_VMIDS, ServiceId, VmId, describe_vm_id
 
@@ -57,6 +57,9 @@ class Refusal:
 def nowhere(source: Partition, vm_id: VmId) -> Refusal:
     """A word that leads nowhere is no destination; an id is a host out of reach, whether it exists or not."""
     word = describe_vm_id(vm_id)
+    if vm_id == source.id:
+        text = f"{word} is {source.name!r} itself and none of its VMs; connect to one of these, or to loopback"
+        return Refusal(errno.EHOSTUNREACH, Reason.UNREACHABLE, text)
     if vm_id in NOT_A_DESTINATION:
         text = f"{word} is for listeners only; connect to loopback or a VmId"
         return Refusal(errno.EADDRNOTAVAIL, Reason.NOT_A_DESTINATION, text)
@@ -81,20 +84,27 @@ def no_port(service: Service) -> Refusal:
     return Refusal(errno.ECONNREFUSED, Reason.NO_PORT, text)
 
 
-def denied(subject: Subject, service: Service, act: str, opinion: Opinion) -> Refusal:
-    """A user of the host may not do that."""
+def denied(
+    subject: Subject, service: Service, what: Literal["bind", "connect"], opinion: Opinion, vm_id: VmId | None
+) -> Refusal:
+    """A user of the host may not do that; what says so is said for `vm_id` alone, or for all VMs."""
+    act = "connect to" if what == "connect" else "bind"
     text = f"user {subject.uid} may not {act} {service.name!r}{_because(opinion)}"
-    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
+    option = f"{what}-sddl SDDL" if opinion.because else f"{what} user:{subject.uid}"
+    return Refusal(errno.EACCES, Reason.DENIED, f"{text}; {_who_can_allow(service, vm_id, option)}")
 
 
-def guest_denied(source: Partition, service: Service, opinion: Opinion) -> Refusal:
+def guest_denied(source: Partition, service: Service, opinion: Opinion, vm_id: VmId | None) -> Refusal:
     """A guest may not connect; it is told no more than that nobody listens."""
     text = f"{source.name!r} may not connect to {service.name!r}{_because(opinion)}"
-    return Refusal(errno.ECONNREFUSED, Reason.DENIED, f"{text}; {_who_can_allow(service)}")
+    text += f"; {_who_can_allow(service, vm_id, 'connect-sddl SDDL')}"
+    return Refusal(errno.ECONNREFUSED, Reason.DENIED, text)
 
 
-def _who_can_allow(service: Service) -> str:
-    return f"its owner can allow it: hvsock service {'access' if service.listed else 'defaults --vm VM'}"
+def _who_can_allow(service: Service, vm_id: VmId | None, option: str) -> str:
+    where = f"access {service.id}" if service.listed else "defaults"
+    where += "" if vm_id is None else f" --vm {vm_id}"
+    return f"its owner can allow it: hvsock service {where} --{option}"
 
 
 def _because(opinion: Opinion) -> str:

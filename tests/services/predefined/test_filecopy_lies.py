@@ -53,7 +53,7 @@ from tests.support import sample
 SERVICE = ServiceId.from_port(GUEST_SERVICE_INTERFACE.port)
 META = Meta(b"root", 0o644, 0)
 PLAN = Plan(1, 1).to_frame()
-ROOT = META.to_frame(Kind.FOLDER)
+ROOT = replace(META, mode=0o755).to_frame(Kind.FOLDER)
 LEAVE, FINISH, ALIVE = frame(Kind.LEAVE), frame(Kind.FINISH), frame(Kind.ALIVE)
 EMPTY_CRC = number_frame(Kind.TAIL, 0)
 

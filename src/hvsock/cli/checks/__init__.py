@@ -49,6 +49,7 @@ def examine() -> list[Finding]:
         found += [Finding(group.name, needed, check()) for check in group.checks]
         if is_chosen:
             found += [Finding(group.name, True, check()) for check in group.when_chosen]
+            found += [Finding(group.name, False, check()) for check in group.of_use_when_chosen]
         found += [Finding(group.name, False, check()) for check in group.optional]
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hvsock import availability
+from hvsock.cli.outcome import text_of
 from hvsock.errors import HvsockError
 from hvsock.transport import Transport
 
@@ -46,6 +47,7 @@ class Group(NamedTuple):
         name: of the subject; for a transport, its own.
         checks: what the transport needs; they look, and speak to nobody.
         when_chosen: they use the transport, so they are run where it is the chosen one.
+        of_use_when_chosen: the same, and nothing is wrong where it fails.
         optional: what is of use, and nothing is wrong where it is missing.
         always_needed: whether what they find counts whichever transport is chosen.
     """
@@ -53,6 +55,7 @@ class Group(NamedTuple):
     name: str
     checks: tuple[CheckFunction, ...] = ()
     when_chosen: tuple[CheckFunction, ...] = ()
+    of_use_when_chosen: tuple[CheckFunction, ...] = ()
     optional: tuple[CheckFunction, ...] = ()
     always_needed: bool = False
 
@@ -81,7 +84,7 @@ def asks(question: str, cure: str | None = None) -> Callable[[Callable[[], Answe
             try:
                 return Check(question, *function())
             except (HvsockError, OSError, ImportError) as error:
-                return Check(question, f"no: {error}", ok=False, cure=cure)
+                return Check(question, f"no: {text_of(error)}", ok=False, cure=cure)
 
         return check
 

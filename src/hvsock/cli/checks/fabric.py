@@ -56,6 +56,8 @@ def _folder() -> Answer:
     how = paths.FOLDER_VARIABLE if os.environ.get(paths.FOLDER_VARIABLE) else "the default"
     if os.path.isdir(folder):
         return yes(f"yes: {folder} ({how})")
+    if os.path.lexists(folder):
+        return no(f"no: {folder} is no folder ({how})", f"move it away, or set {paths.FOLDER_VARIABLE}")
     return no(
         f"no: there is no folder {folder} ({how})", f"start it with: hvsock up; or set {paths.FOLDER_VARIABLE}"
     )
@@ -76,7 +78,7 @@ def _modes() -> Answer:
     seen = 0
     for name, forbidden in wanted.items():
         path = os.path.normpath(os.path.join(folder, name))
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             mode = stat.S_IMODE(os.stat(path).st_mode)
             seen += 1
             if mode & forbidden:
@@ -87,24 +89,30 @@ def _modes() -> Answer:
     return yes(f"yes: {seen} looked at")
 
 
+def _closed(folder: str) -> Answer:
+    return no(f"no: this user may not enter {folder}", paths.LET_IN)
+
+
 @asks("Does a broker answer?", cure="start one with: hvsock up")
 def _broker() -> Answer:
     from hvsock.fabric import client
 
-    found = client.call(paths.partition_folder(), "ping")
+    folder = paths.partition_folder()
+    if not paths.may_enter(folder):
+        return _closed(folder)
+    found = client.call(folder, "ping")
     return yes(f"yes: process {found['pid']}")
 
 
 @asks("Which partition does this process speak for?")
 def _partition() -> Answer:
     folder = paths.partition_folder()
+    if not paths.may_enter(folder):
+        return _closed(folder)
     how = paths.PARTITION_VARIABLE if os.environ.get(paths.PARTITION_VARIABLE) else "the default"
     if not os.path.isdir(folder):
         cure = f"unset {paths.PARTITION_VARIABLE}, or see: hvsock partition list"
         return no(f"none: there is no folder {folder} ({how})", cure)
-    if not os.access(folder, os.X_OK):
-        cure = "its owner lets others in with: hvsock up --shared, or --admin-group"
-        return no(f"none: this user may not enter {folder} ({how})", cure)
     if paths.speaks_for_host(paths.fabric_folder()):
         return yes(f"the host ({how})")
     return yes(f"another than the host: {folder} ({how})")
@@ -116,6 +124,8 @@ def _registry() -> Answer:
         raise AssertionError("the fabric needs Linux")
     from hvsock.cli.names import open_registry
 
+    if not paths.may_enter(folder := paths.fabric_folder()):
+        return _closed(folder)
     with open_registry() as registry:
         number = len(registry.entries())
         refusal = registry.read_only_because

@@ -38,13 +38,13 @@ def _device() -> Answer:
     return _node(VSOCK_DEVICE, os.R_OK, cure)
 
 
-@asks("Is there a way from this guest to its host?")
+@asks("Is there a way between this guest and its host, or this host and its guests?")
 def _to_host() -> Answer:
     _need_linux()
     from hvsock.machines import known
 
     if known.is_host():
-        return yes("none is needed: this machine is a host, as the configuration says")
+        return kernel.answer(kernel.VHOST)
     return kernel.answer(kernel.VIRTIO, kernel.HYPERV, kernel.VMCI)
 
 
@@ -83,16 +83,36 @@ def _socket() -> Answer:
     return yes(f"yes, and {transport.TRANSPORT_VARIABLE} chooses it")
 
 
+@asks("Is it known which VM has which CID?")
+def _guests() -> Answer:
+    from hvsock.config import files
+    from hvsock.config.settings import Guests
+    from hvsock.machines import known
+
+    settings = files.settings()
+    if settings.guests is None:
+        return yes("not needed: this machine is a guest")
+    try:
+        number = sum(vm.cid is not None for vm in known.vms())
+    except HvsockError as error:
+        by_virsh = settings.guests is Guests.LIBVIRT
+        cure = f"have this work: virsh --connect {settings.libvirt} list" if by_virsh else "correct it"
+        return no(f"no: {error}", cure)
+    if not number and settings.guests is Guests.TABLE:
+        return no("no: no VM with a cid is known", known.where_to_write("vms"))
+    return yes(f"yes: {number} now, by {settings.guests}")
+
+
 @asks(
     "Does the host's broker answer?",
-    cure="on the host, give this guest a device of hvsock's: hvsock vm start, or hvsock device",
+    cure="it takes a device of hvsock's (hvsock vm start, hvsock device); on other hosts services go by ports",
 )
 def _host() -> Answer:
     from hvsock.fabric import client
     from hvsock.machines import known
 
     if known.is_host():
-        return yes("none is needed: the configuration, libvirt or QEMU know the VMs")
+        return yes("none is needed: this machine is a host")
     client.call(paths.partition_folder(), "ping")
     return yes("yes")
 
@@ -100,6 +120,7 @@ def _host() -> Answer:
 GROUP: Final = Group(
     Transport.VSOCK,
     (_vsock, usable(Transport.VSOCK), _to_host),
-    when_chosen=(_socket, _host),
+    when_chosen=(_socket, _guests),
+    of_use_when_chosen=(_host,),
     optional=(_device, _loopback, _vhost),
 )

@@ -14,6 +14,8 @@ import click
 
 from hvsock.cli.outcome import ExitCode, say
 from hvsock.cli.output import console_for_errors, json_option, print_json, size_text, to_terminal
+from hvsock.cli.silent import asking
+from hvsock.constants import GUEST_SERVICE_INTERFACE
 from hvsock.errors import UsageError
 
 if sys.platform != "linux":
@@ -89,7 +91,7 @@ def cp(
     done = []
     for one in froms:
         started = time.monotonic()
-        with _watched(as_json) as report:
+        with _watched(as_json) as report, asking(one.vm or to.vm or "", GUEST_SERVICE_INTERFACE.name):
             outcome = asyncio.run(_copy(one, where, options, taken, report))
         done.append((one, outcome, time.monotonic() - started))
     return _told(done, to, as_json)

@@ -16,7 +16,9 @@ from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import to_terminal
 from hvsock.cli.remote import STANDARD_INPUT, keys_of
 from hvsock.cli.sessions import pipe
+from hvsock.cli.silent import asking
 from hvsock.config.files import CONFIG_VARIABLE, PROFILE_VARIABLE
+from hvsock.constants import DIRECT
 from hvsock.fabric import paths
 from hvsock.services.predefined.direct.connecting import handed_over
 from hvsock.transport import TRANSPORT_VARIABLE
@@ -61,7 +63,8 @@ def ssh_config(vm: str) -> None:
         sock.close()
         return guest.user
 
-    user = asyncio.run(hand_over())
+    with asking(vm, DIRECT.name):
+        user = asyncio.run(hand_over())
     for path in (keys.private_path, keys.known_hosts_path):
         if '"' in path or "%" in path:
             raise CommandError(f'OpenSSH cannot have the path {path}; use a fabric in a folder without " and %')
@@ -91,7 +94,9 @@ def proxy(vm: str) -> int:
 
     from hvsock.sockets.chosen import socket
 
-    with socket(fileno=asyncio.run(hand_over())) as sock:
+    with asking(vm, DIRECT.name):
+        descriptor = asyncio.run(hand_over())
+    with socket(fileno=descriptor) as sock:
         sock.setblocking(True)
         pipe(sock, STANDARD_INPUT, progress=False)
     return ExitCode.OK

@@ -13,12 +13,13 @@ import click
 
 from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.output import Column, Table, json_option
+from hvsock.cli.silent import why_not_up
 from hvsock.cli.watching import Page, watch_options
 from hvsock.cli.watching import show as show_report
 from hvsock.errors import HvsockError, StateError
 from hvsock.fabric import client, paths
 from hvsock.services.predefined.heartbeat.monitor import Monitor
-from hvsock.services.predefined.heartbeat.status import Health
+from hvsock.services.predefined.heartbeat.status import Health, Status
 from hvsock.vm.runs import Run, State
 
 if sys.platform != "linux":
@@ -120,7 +121,7 @@ def _row(name: str, vm: str, health: Health) -> dict[str, Any]:
         "version": health.version,
         "answered_seconds_ago": health.answered,
         "round_trip_seconds": health.round_trip,
-        "reason": health.reason,
+        "reason": (health.secondary is Status.COMMUNICATION_FAILED and why_not_up(name)) or health.reason,
     }
 
 

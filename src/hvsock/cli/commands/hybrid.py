@@ -13,15 +13,16 @@ import click
 from hvsock import transport
 from hvsock.cli.lazy import HELP_OPTIONS
 from hvsock.cli.loglines import LogLines
-from hvsock.cli.names import complete_partitions, complete_services, vm_id_of
+from hvsock.cli.names import complete_partitions, complete_services, vm_id_of, written_down
 from hvsock.cli.outcome import ExitCode, say
 from hvsock.cli.output import Column, Table, joined, json_option, print_json, print_table
 from hvsock.cli.sessions import pipe
-from hvsock.errors import UsageError
+from hvsock.errors import NotFoundError, UsageError
 from hvsock.hybrid import process
 from hvsock.hybrid.connecting import HANDSHAKE_SECONDS, connect
 from hvsock.hybrid.listening import listen
 from hvsock.hybrid.profiles import PROFILES, Profile
+from hvsock.topology.partitions import Kind
 from hvsock.transport import Transport
 
 if sys.platform != "linux":
@@ -77,9 +78,13 @@ def serve(vm: str, path: str, profile: str, mode: int) -> None:
     if transport.chosen() is not Transport.FABRIC:
         text = f"it shows a VM of a fabric, and the transport here is {transport.chosen()}"
         raise UsageError(f"{text}: run it on the fabric's host, with {transport.TRANSPORT_VARIABLE}=fabric")
+    vm_id = vm_id_of(vm)
+    known = {one.id: one.kind for one in written_down()}  # none where this user may not look
+    if known and known.get(vm_id, Kind.HOST) is Kind.HOST:
+        raise NotFoundError(f"{vm} is no VM or container of this fabric; see: hvsock partition list")
     logging.basicConfig(level=logging.INFO, handlers=[LogLines()])
     process.serve(
-        vm_id_of(vm),
+        vm_id,
         path,
         lambda: say(f"{vm} is at {path} (process {os.getpid()})"),
         profile=PROFILES[profile],

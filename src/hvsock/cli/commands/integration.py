@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,6 +13,7 @@ import click
 from hvsock.addresses import ServiceId, VmId
 from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions, open_registry, vm_id_of
+from hvsock.cli.outcome import text_of
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, to_terminal
 from hvsock.constants import INTEGRATION_SERVICES, IntegrationService
 from hvsock.errors import HvsockError, NotFoundError, UsageError
@@ -93,7 +93,7 @@ async def _services_of(name: str, vm_id: VmId) -> list[dict[str, Any]]:
                 "" if one.state == Running.RUNNING else one.reason or one.state or "it is not served"
             )
     except (OSError, HvsockError) as error:
-        contact = _why(error)
+        contact = _why(name, error)
     contact = contact or "the guest's agent does not know it"
     with open_registry() as registry:
         entries = [(one, registry.get(ServiceId.from_port(one.port))) for one in INTEGRATION_SERVICES]
@@ -126,11 +126,14 @@ def _row(vm: str, service: IntegrationService, settings: Settings, trouble: str)
     }
 
 
-def _why(error: OSError | HvsockError) -> str:
+def _why(vm: str, error: OSError | HvsockError) -> str:
+    from hvsock.cli.silent import why_not_up
+
+    if why := why_not_up(vm):
+        return why
     if isinstance(error, ConnectionRefusedError):
         return "no agent answers; run it there: hvsock agent"
-    # asyncio's own text names the address alone
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return text_of(error)
 
 
 @click.command()

@@ -17,6 +17,8 @@ from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
 from hvsock.cli.outcome import printable, say
 from hvsock.cli.output import Column, Table, json_option, print_json, print_table, size_text, to_terminal
+from hvsock.cli.silent import asking
+from hvsock.constants import KEY_VALUE_PAIR_EXCHANGE
 from hvsock.errors import NotFoundError, UsageError
 from hvsock.services.predefined.kvp.host import Exchange, exchange
 from hvsock.services.predefined.kvp.interface import Change, ChangeKind, Item
@@ -261,7 +263,8 @@ def _run(vm: str, on_host: Callable[[Exchange], Awaitable[Any]], here: Callable[
         async with exchange(vm) as side:
             return await on_host(side)
 
-    return asyncio.run(ask())
+    with asking(vm, KEY_VALUE_PAIR_EXCHANGE.name):
+        return asyncio.run(ask())
 
 
 def _pools(word: str | None) -> tuple[Pool, ...]:

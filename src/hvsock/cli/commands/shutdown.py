@@ -12,6 +12,8 @@ import click
 from hvsock.cli.names import complete_partitions
 from hvsock.cli.outcome import printable, say
 from hvsock.cli.output import json_option, print_json
+from hvsock.cli.silent import asking
+from hvsock.constants import SHUTDOWN
 from hvsock.errors import UsageError
 from hvsock.fabric import paths
 from hvsock.services.predefined.shutdown import host
@@ -55,23 +57,24 @@ def shutdown(
     if reboot + hibernate + cancel + status > 1:
         raise UsageError("give one of --reboot, --hibernate, --cancel and --status")
     action = Action.REBOOT if reboot else Action.HIBERNATE if hibernate else Action.SHUTDOWN
-    if cancel or status:
-        found = asyncio.run(host.cancel(vm) if cancel else host.pending(vm))
+    if cancel:
+        asked = host.cancel(vm)
+    elif status:
+        asked = host.pending(vm)
     else:
-        told = _Teller(as_json)
-        found = asyncio.run(
-            host.shut_down(
-                vm,
-                action,
-                reason=reason,
-                timeout=timeout,
-                force=force,
-                wait=WAIT_SECONDS if wait else None,
-                told=told,
-            )
+        asked = host.shut_down(
+            vm,
+            action,
+            reason=reason,
+            timeout=timeout,
+            force=force,
+            wait=WAIT_SECONDS if wait else None,
+            told=_Teller(as_json),
         )
-        if wait and action is not Action.REBOOT:
-            wait_for_vm(vm)
+    with asking(vm, SHUTDOWN.name):
+        found = asyncio.run(asked)
+    if wait and action is not Action.REBOOT and not (cancel or status):
+        wait_for_vm(vm)
     if as_json:
         print_json({"vm": vm, "over": wait and not (cancel or status), **_row(found)})
     elif cancel or status:

@@ -10,6 +10,8 @@ import click
 from hvsock.cli.names import complete_partitions, peer_id_of
 from hvsock.cli.outcome import CommandError, ExitCode
 from hvsock.cli.output import json_option, print_json
+from hvsock.cli.silent import asking
+from hvsock.constants import TIME_SYNCHRONIZATION
 from hvsock.services.connecting import CONNECT_SECONDS
 from hvsock.services.predefined.timesync.arithmetic import milliseconds
 from hvsock.services.predefined.timesync.host import synchronize
@@ -47,7 +49,8 @@ def timesync(vm: str | None, set_it: bool, slew: bool, wait: float | None, keep:
     kind = Kind.SYNC if set_it else Kind.SAMPLE if slew else Kind.PROBE
     vm_id = str(peer_id_of(vm))
     patience = CONNECT_SECONDS if wait is None else wait
-    found = asyncio.run(synchronize(vm_id, kind, wait=wait is not None, connect_timeout=patience))
+    with asking(vm, TIME_SYNCHRONIZATION.name):
+        found = asyncio.run(synchronize(vm_id, kind, wait=wait is not None, connect_timeout=patience))
     if as_json:
         print_json(
             {

@@ -11,6 +11,8 @@ import click
 from hvsock.availability import VSOCK_DEVICE
 from hvsock.cli.loglines import LogLines
 from hvsock.cli.outcome import say
+from hvsock.fabric import paths
+from hvsock.hybrid.listening import is_served
 from hvsock.notify import notify
 from hvsock.relay.uplink import UNIX, VSOCK, serve, way_of
 
@@ -44,5 +46,6 @@ def _missing_on(way: str) -> str | None:
         return None if os.path.exists(VSOCK_DEVICE) else f"there is no {VSOCK_DEVICE}; as root: modprobe vsock"
     folder = way.removeprefix(UNIX)
     if os.path.isdir(folder):
-        return None
+        up = is_served(folder, paths.STREAM_SOCKET)
+        return None if up else f"no broker answers in {folder}; bind-mount a partition's, of a fabric that is up"
     return f"there is no folder {folder}; bind-mount that of this machine's partition there"

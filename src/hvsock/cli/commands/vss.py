@@ -14,6 +14,8 @@ from hvsock.cli.lazy import Entry, LazyGroup
 from hvsock.cli.names import complete_partitions
 from hvsock.cli.outcome import CommandError, ExitCode, printable, say
 from hvsock.cli.output import Column, Table, json_option, mark, print_json, print_table
+from hvsock.cli.silent import asking
+from hvsock.constants import VSS
 from hvsock.services.connecting import connect
 from hvsock.services.predefined.vss.host import Freeze, ThawedError, frozen
 from hvsock.services.predefined.vss.interface import FREEZE_SECONDS, MAX_FREEZE_SECONDS, Check, Checked, Vss
@@ -86,13 +88,8 @@ def _print(found: Checked) -> None:
 
 
 def _run(vm: str, work: Coroutine[Any, Any, T]) -> T:
-    try:
+    with asking(vm, VSS.name):
         return asyncio.run(work)
-    except ConnectionRefusedError:
-        # asyncio's own text names the address alone
-        raise CommandError(
-            f"no agent serves VSS in {vm}; run it there: hvsock agent; see: hvsock integration list {vm}"
-        ) from None
 
 
 async def _checked(vm: str) -> Checked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from hvsock.addresses import VmId, describe_vm_id
+from hvsock.config.settings import Vm
 from hvsock.errors import BusyError, HvsockError, ProtocolError, StateError, UsageError
 
 
@@ -39,7 +40,12 @@ def no_destination(vm_id: VmId) -> OSError:
 
 def unknown(vm_id: VmId, hint: str) -> OSError:
     """No VM has that id."""
-    return OSError(errno.EHOSTUNREACH, f"no VM has the id {vm_id} and a path; {hint}")
+    return OSError(errno.EHOSTUNREACH, f"no VM has the id {vm_id}; {hint}")
+
+
+def no_path(vm: Vm, hint: str) -> OSError:
+    """That VM is known, and where its VMM's socket is, is not."""
+    return OSError(errno.EHOSTUNREACH, f"the VM {vm.name!r} has no path, which hybrid sockets need; {hint}")
 
 
 def no_binding(vm_id: VmId) -> OSError:

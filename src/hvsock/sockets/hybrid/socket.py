@@ -281,7 +281,9 @@ def _that_is(vm_id: VmId) -> Vm:
     Raises:
         OSError: EADDRNOTAVAIL: a word that stands for no VM; EHOSTUNREACH: there is none, or it has no path.
     """
-    vm = _with_path(known.with_id(vm_id) or (known.with_cid(vm_id.cid) if vm_id.cid is not None else None))
+    vm = known.with_id(vm_id) or (known.with_cid(vm_id.cid) if vm_id.cid is not None else None)
+    if vm is not None and vm.path is None:
+        raise failures.no_path(vm, known.where_to_write("vms"))
     if vm is not None:
         return vm
     if vm_id in WELL_KNOWN_VMIDS.values():
@@ -296,16 +298,12 @@ def _that_may_connect(vm_id: VmId) -> list[Vm]:
         OSError: EADDRNOTAVAIL: there is none.
     """
     if vm_id in (HV_GUID_CHILDREN, HV_GUID_WILDCARD):
-        found = [vm for vm in known.vms() if _with_path(vm) is not None]
+        found = [vm for vm in known.vms() if vm.path is not None]
     else:
         found = [_that_is(vm_id)]
     if not found:
         raise failures.no_vms(known.where_to_write("vms"))
     return found
-
-
-def _with_path(vm: Vm | None) -> Vm | None:
-    return None if vm is None or vm.path is None else vm
 
 
 def _is_readable(descriptor: int, limit: float | None) -> bool:

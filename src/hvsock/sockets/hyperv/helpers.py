@@ -47,7 +47,7 @@ def create_connection(
         partition: None.
 
     Raises:
-        OSError: what connect raises; with `retry`, what the last try raised.
+        OSError: what connect raises; with `retry`, what the last try raised that had the time for an answer.
         UsageError, NotFoundError: the address, as :func:`resolve` says.
     """
     return connect_patiently(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -158,6 +157,4 @@ class Monitor:
 def _why(error: OSError | HvsockError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "nobody serves the heartbeat there; run in the guest: hvsock agent"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, HvsockError):
-        return os.strerror(error.errno)
-    return str(error)
+    return str(error) if isinstance(error, HvsockError) else error.strerror or str(error)

@@ -28,14 +28,14 @@ def parse(address: str | tuple[str, str]) -> AddressText | HybridText:
         raise UsageError(str(error)) from None
 
 
-def resolve(address: str | tuple[str, str], folder: str | None = None) -> Address:
+def resolve(address: str | tuple[str, str], partition: str | None = None) -> Address:
     """The address that somebody wrote, with names looked up by the broker, or in the configuration.
 
     Args:
         address: ``hvsocket://VM/SERVICE``, ``vsock://CID:PORT``, ``unix:PATH?hybrid=PORT``, or the pair of VM and
             SERVICE. VM is a GUID, a word (parent, children, loopback, any, silohost) or the name of a partition or
             of a VM of the configuration; SERVICE is a GUID, a port or a service's name.
-        folder: the partition's folder whose broker is asked; by default that of this process.
+        partition: the partition's folder whose broker is asked; by default that of this process.
 
     Raises:
         UsageError: it is not an address.
@@ -50,7 +50,7 @@ def resolve(address: str | tuple[str, str], folder: str | None = None) -> Addres
         return found
     if transport.chosen() is not Transport.FABRIC:
         text = _configured(text)
-    return client.resolve((text.vm, text.service), folder)
+    return client.resolve((text.vm, text.service), partition)
 
 
 def has_broker() -> bool:

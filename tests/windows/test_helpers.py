@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 import threading
 
@@ -12,6 +13,7 @@ from hvsock import HV_GUID_LOOPBACK, Address, ServiceId, UsageError
 
 assert sys.platform == "linux"
 
+from hvsock.sockets import helpers as fabric
 from tests.windows.winsock import Machine, Windows
 
 WAIT_SECONDS = 20.0
@@ -68,3 +70,9 @@ def test_without_patience(host: Windows) -> None:
             function(("parent", "1"), partition="/run")
     with pytest.raises(UsageError, match="no partition"):
         host.helpers.resolve(("parent", "1"), "/run")
+
+
+def test_they_take_the_arguments_of_the_fabric(host: Windows) -> None:
+    for name in ("create_connection", "create_server", "resolve", "wait_for_service"):
+        ours, theirs = getattr(host.helpers, name), getattr(fabric, name)
+        assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name

@@ -119,20 +119,20 @@ def supervise(agent: Child, keeper: Child) -> int:
                     child.start(before)
             dues = [child.due for child in (keeper, agent) if not child.pid]
             found = _awaited({signal.SIGCHLD, *ending}, min(dues, default=None))
-            if found is not None and found.si_signo in ending:
-                return _end(agent, found, ending) if agent.pid else _SIGNALLED + found.si_signo
+            if found is not None and found[0] in ending:
+                return _end(agent, found, ending) if agent.pid else _SIGNALLED + found[0]
     finally:
         keeper.kill()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(agent: Child, found: signal.struct_siginfo | None, ending: set[signal.Signals]) -> int:
+def _end(agent: Child, found: tuple[int, int] | None, ending: set[signal.Signals]) -> int:
     """Pass on the signal that ends the agent, and those that follow, until it has ended; its exit code."""
     deadline = time.monotonic() + END_SECONDS
     while True:
         # one of a process; a terminal sends what it sends to the agent, too
-        if found is not None and found.si_signo in ending and found.si_code <= 0:
-            os.kill(agent.pid, found.si_signo)
+        if found is not None and found[0] in ending and found[1] <= 0:
+            os.kill(agent.pid, found[0])
         found = _awaited({signal.SIGCHLD, *ending}, deadline)
         if found is None:
             log.warning(
@@ -144,8 +144,10 @@ def _end(agent: Child, found: signal.struct_siginfo | None, ending: set[signal.S
             return code if code >= 0 else _SIGNALLED - code
 
 
-def _awaited(signals: set[signal.Signals], until: float | None) -> signal.struct_siginfo | None:
-    """The next of these signals; None where none comes until then, as time.monotonic counts."""
+def _awaited(signals: set[signal.Signals], until: float | None) -> tuple[int, int] | None:
+    """The next of these signals and its code; None where none comes until then, as time.monotonic counts."""
     if until is None:
-        return signal.sigwaitinfo(signals)
-    return signal.sigtimedwait(signals, max(0.0, until - time.monotonic()))
+        found = signal.sigwaitinfo(signals)
+        return found.si_signo, found.si_code
+    within = signal.sigtimedwait(signals, max(0.0, until - time.monotonic()))
+    return None if within is None else (within.si_signo, within.si_code)

@@ -1,6 +1,6 @@
 """The keeper: a process that loads asyncssh once it is needed, and has a process of its own for each connection.
 
-The agent has one from its beginning (:mod:`.keeping`), forked before it has threads: that shares its memory, so
+The agent has one from its beginning (:mod:`.keeping`), a fork of its supervisor: that shares its memory, so
 it costs an idle agent next to nothing; loading goes on beside the agent's other work, on another processor where
 there is one; and nothing that SSH or SFTP does can hold the agent's event loop up.
 

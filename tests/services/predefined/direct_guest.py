@@ -78,7 +78,7 @@ class Guest:
 @pytest.fixture(scope="module", autouse=True)
 def direct_keeper() -> Iterator[keeping.Keeper]:
     """One keeper for all tests of a module that imports this, so that asyncssh is loaded once."""
-    with contextlib.closing(keeping.Keeper.started()) as made, keeping.kept(made):
+    with contextlib.closing(keeping.Program()) as made, keeping.kept(made):
         yield made
 
 

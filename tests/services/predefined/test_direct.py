@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import asyncssh
@@ -52,6 +53,11 @@ async def wait_until_gone(pid: int) -> None:
 def children_of(pid: int) -> list[int]:
     """The child processes of one."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_session_leader(pid: int) -> bool:
+    """Whether a process began its session, as a keeper does and an agent does not."""
+    return os.getsid(pid) == pid
 
 
 def memory_maps(pid: int) -> str:
@@ -279,7 +285,7 @@ def test_sessions_are_bounded(tmp_path: Path) -> None:
                     assert (await other.run("echo again")).stdout == "again\n"
                     break
 
-    with contextlib.closing(keeping.Keeper.started(sessions=1)) as made, keeping.kept(made):
+    with contextlib.closing(keeping.Program(sessions=1)) as made, keeping.kept(made):
         with_guest(tmp_path / "state", main)
 
 
@@ -290,11 +296,10 @@ def test_where_the_kernel_was_to_keep_no_exit_codes(tmp_path: Path) -> None:
         for code in (3, 4):  # the keeper lives on after the first
             async with guest.logged_in() as connection:
                 assert (await connection.run(f"false; exit {code}")).exit_status == code
-        assert keeping.current() is made
 
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        made = keeping.Keeper.started()
+        made = keeping.Program()
     finally:
         signal.signal(signal.SIGCHLD, before)
     with contextlib.closing(made), keeping.kept(made):
@@ -426,21 +431,37 @@ def test_openssh_copies_files_as_another_user(tmp_path: Path, open_folder: Path)
     assert not (tmp_path / "stolen").exists()
 
 
-def test_a_keeper_that_was_killed(tmp_path: Path) -> None:
-    """What it had under way goes on, and what comes next is served all the same."""
-
-    async def main(guest: Guest) -> None:
-        async with guest.logged_in() as connection:
-            process = await connection.create_process("cat")
-            os.kill(made.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, made.pid, os.WEXITED | os.WNOWAIT)
-            async with guest.logged_in() as other:
-                assert (await other.run("echo here")).stdout == "here\n"
-            process.stdin.write("still\n")
-            assert await process.stdout.readline() == "still\n"
-
-    with contextlib.closing(keeping.Keeper.started()) as made, keeping.kept(made):
-        with_guest(tmp_path / "state", main)
+def test_a_keeper_that_is_killed(tmp_path: Path) -> None:
+    """What it had under way goes on, what comes next is served by the next one, and there is one at a time."""
+    with fabric() as made:
+        guest = made.create_partition("web01")
+        env = {**os.environ, "HVSOCK_DIR": made.folder}
+        execute = [PROGRAM, "exec", "web01", "--wait", str(PATIENCE), "--"]
+        command = [PROGRAM, "agent", "--state", str(tmp_path)]
+        begin = partial(subprocess.Popen[str], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with subprocess.Popen(command, env={**env, "HVSOCK_PARTITION": guest.folder}) as supervisor:
+            try:
+                with begin([*execute, "cat"]) as client:
+                    assert client.stdin is not None
+                    assert client.stdout is not None
+                    client.stdin.write("begun\n")
+                    client.stdin.flush()
+                    assert client.stdout.readline() == "begun\n"
+                    agent, keeper = sorted(children_of(supervisor.pid), key=is_session_leader)
+                    os.kill(keeper, signal.SIGKILL)
+                    wait_until(lambda: set(children_of(supervisor.pid)) - {agent, keeper})
+                    (second,) = set(children_of(supervisor.pid)) - {agent}
+                    os.kill(second, signal.SIGSTOP)
+                    with begin([*execute, "echo", "here"]) as other:
+                        os.kill(second, signal.SIGKILL)  # before it has taken the connection
+                        assert other.communicate(timeout=PATIENCE)[0] == "here\n"
+                    (third,) = set(children_of(supervisor.pid)) - {agent}
+                    assert len({keeper, second, third}) == 3
+                    client.stdin.write("still\n")
+                    assert client.communicate(timeout=PATIENCE)[0] == "still\n"
+                    assert client.returncode == 0
+            finally:
+                supervisor.terminate()
 
 
 @pytest.mark.soak

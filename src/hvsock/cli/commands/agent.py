@@ -21,7 +21,7 @@ from hvsock.services import loading
 from hvsock.services.agenthood import Surroundings, default_state_folder
 from hvsock.services.policy import Policy
 from hvsock.services.predefined.direct import keeping
-from hvsock.services.predefined.direct.guestkeys import was_handed_over
+from hvsock.services.supervising import Child, supervise
 from hvsock.transport import Transport
 
 if sys.platform != "linux":
@@ -67,23 +67,21 @@ def agent(
     chosen = state or os.environ.get("STATE_DIRECTORY") or default_state_folder(own_machine, folder)
     os.makedirs(chosen, mode=0o700, exist_ok=True)
     disabled = frozenset((*settings.get("off", ()), *off))
-    keeper: keeping.Keeper | None = None
-    if was_handed_over(os.path.join(chosen, "direct")):
-        # the host that came to Direct before comes again, and soon: its keeper loads beside the supervisor
-        keeper = keeping.Keeper.forked(load=True)
-    with loading.for_good():
-        from hvsock.services.agent import check_patterns, load  # here, as it loads for seconds if emulated
-        from hvsock.services.supervising import supervise
-
-        load(disabled)
-        check_patterns(policy, disabled)
     supervisor = os.getpid()
-    with contextlib.closing(keeper or keeping.Keeper.forked()) as kept, keeping.kept(kept):
 
-        def run() -> None:
-            asyncio.run(_run(own_machine, chosen, policy, folder, disabled, supervisor))
+    def run() -> None:
+        asyncio.run(_run(own_machine, chosen, policy, folder, disabled, supervisor))
 
-        sys.exit(supervise(lambda: conclude(run)))
+    with contextlib.closing(keeping.Forked(os.path.join(chosen, "direct"))) as kept, keeping.kept(kept):
+        keeper = Child("the keeper of Direct", kept.run)
+        if kept.is_awaited:
+            keeper.start()  # it loads beside the supervisor
+        with loading.for_good():
+            from hvsock.services.agent import check_patterns, load  # here, as it loads for seconds if emulated
+
+            load(disabled)
+            check_patterns(policy, disabled)
+        sys.exit(supervise(Child("the agent", lambda: conclude(run)), keeper))
 
 
 async def _run(

@@ -1,6 +1,6 @@
 """The keeper: a process that loads asyncssh once it is needed, and has a process of its own for each connection.
 
-The agent has one from its beginning (:mod:`.keeping`), forked before it has threads: that shares its memory, so
+The agent has one from its beginning (:mod:`.keeping`), a fork of its supervisor: that shares its memory, so
 it costs an idle agent next to nothing; loading goes on beside the agent's other work, on another processor where
 there is one; and nothing that SSH or SFTP does can hold the agent's event loop up.
 
@@ -9,13 +9,13 @@ user for good, as sshd's do, before it does anything for it: so commands and fil
 user's rights alone.
 
 A message of the agent is an :class:`.order.Order`, with two descriptors: the connection, and a socket by which
-each of agent and process sees the other's end. The keeper ends with its agent.
+each of agent and process sees the other's end. A keeper that is killed leaves its processes alone, and its socket
+with what was sent to the next one (:mod:`hvsock.services.supervising`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import importlib
 import logging
@@ -78,25 +78,23 @@ class Slots:
         os.close(self._file)
 
 
-def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = False) -> None:
+def run(control: socket.socket, slots: Slots, *, load: bool = False) -> None:
     """Keep until `control`, which is the caller's, ends.
 
     Args:
         control: a blocking socket of messages to the agent.
-        sessions: how many there may be at once, over all connections.
+        slots: for the sessions of all connections.
         load: load asyncssh at once.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # they are the agent's, whose end ends this; not ignored, which commands would inherit
         signal.signal(number, lambda number, frame: None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the kernel keeps no exit codes, of the commands either
-    slots = Slots(sessions)
     children: dict[int, int] = {}
     poll = select.poll()
     poll.register(control, select.POLLIN)
     if load:
-        with contextlib.suppress(ImportError):  # the first connection tells
-            _load()
+        _load()
     while True:
         for descriptor, _ in poll.poll():
             if descriptor != control.fileno():
@@ -104,11 +102,13 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = Fa
                 os.close(descriptor)
                 os.waitpid(children.pop(descriptor), 0)
                 continue
-            message, passed, _ = passing.receive(control, MAX_ORDER_BYTES, 2)
-            if not message:
+            if not control.recv(1, socket.MSG_PEEK):
                 return
+            door = _load()  # before it is received: if this is killed meanwhile, the next one finds it there
+            message, passed, _ = passing.receive(control, MAX_ORDER_BYTES, 2)
             try:
-                door = _load()
+                if door is None:
+                    continue
                 child = os.fork()
                 if child == 0:
                     for one in (control.fileno(), *children):
@@ -125,11 +125,15 @@ def run(control: socket.socket, sessions: int = MAX_SESSIONS, *, load: bool = Fa
 
 
 def _load() -> Any:
-    """What serves connections, with asyncssh; the first time takes seconds in an emulated guest."""
-    if _DOOR not in sys.modules:
-        with loading.for_good():
-            importlib.import_module(_DOOR)
-    return sys.modules[_DOOR]
+    """What serves connections, with asyncssh, or None; the first time takes seconds in an emulated guest."""
+    try:
+        if _DOOR not in sys.modules:
+            with loading.for_good():
+                importlib.import_module(_DOOR)
+        return sys.modules[_DOOR]
+    except Exception:
+        log.exception("direct: SSH cannot be loaded")
+        return None
 
 
 def _attend(door: Any, passed: list[int], message: bytes, slots: Slots) -> NoReturn:
@@ -148,7 +152,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="hvsock agent: %(message)s")
     with socket.socket(fileno=int(sys.argv[1])) as control:
         control.set_inheritable(False)
-        run(control, int(sys.argv[2]))
+        run(control, Slots(int(sys.argv[2])))
 
 
 if __name__ == "__main__":

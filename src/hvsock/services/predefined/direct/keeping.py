@@ -4,92 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket as stdlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Final, Self
+from collections.abc import Iterator
+from typing import Final
 
 from hvsock.sockets.aio import ready
 from hvsock.sockets.chosen import socket
 
 from . import keeper
-from .keeper import MAX_SESSIONS
+from .guestkeys import was_handed_over
+from .keeper import MAX_SESSIONS, Slots
 from .order import Order
 
 if sys.platform != "linux":
     raise ImportError("the agent runs in Linux guests")
 
-log = logging.getLogger(__name__)
-
+END_SECONDS: Final = 10.0
+"""How long a connection may take to end its commands, which are killed after 5 s; then nobody waits for it."""
 _PROGRAM: Final = (sys.executable, "-P", "-m", "hvsock.services.predefined.direct.keeper")
 
 
 class Keeper:
-    """A keeper's process, which this process starts, and which ends by :meth:`close`.
+    """A keeper, as a process sees it that has connections served.
 
     Args:
         control: the socket to it, which this owns.
-        pid: its process.
-        wait: waits for its end.
     """
 
-    def __init__(self, control: stdlib.socket, pid: int, wait: Callable[[], object]) -> None:
+    def __init__(self, control: stdlib.socket) -> None:
         self._control = control
         self._control.setblocking(False)
-        self._wait = wait
-        self.pid = pid
-
-    @classmethod
-    def forked(cls, *, load: bool = False) -> Self:
-        """One that is a fork of this process, which has no threads and no event loop yet.
-
-        Args:
-            load: have it load asyncssh at once; else the first connection has it.
-        """
-        near, far = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                near.close()
-                os.setsid()
-                keeper.run(far, load=load)
-                code = 0
-            except BaseException:
-                log.exception("direct: the keeper failed")
-            finally:
-                os._exit(code)
-        far.close()
-        return cls(near, pid, partial(os.waitpid, pid, 0))
-
-    @classmethod
-    def started(cls, sessions: int = MAX_SESSIONS) -> Self:
-        """One that is a program of its own, which may be started at any time.
-
-        Args:
-            sessions: how many there may be at once.
-
-        Raises:
-            OSError: it cannot be started.
-        """
-        near, far = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_SEQPACKET)
-        with far:
-            try:
-                process = subprocess.Popen(
-                    [*_PROGRAM, str(far.fileno()), str(sessions)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[far.fileno()],
-                    start_new_session=True,
-                )
-            except BaseException:
-                near.close()
-                raise
-        return cls(near, process.pid, process.wait)
 
     async def serve(self, connection: socket, order: Order) -> None:
         """Have a connection served, and wait for its end; it ends if this is cancelled.
@@ -113,7 +60,9 @@ class Keeper:
                 await asyncio.shield(ended)
             except asyncio.CancelledError:
                 near.shutdown(stdlib.SHUT_WR)
-                await asyncio.wait({ended})  # its commands are ended first, for which they have a time
+                await asyncio.wait({ended}, timeout=END_SECONDS)  # its commands are ended first
+                ended.cancel()
+                await asyncio.wait({ended})
                 raise
 
     async def _send(self, message: bytes, descriptors: list[int]) -> None:
@@ -125,9 +74,75 @@ class Keeper:
                 await ready(self._control.fileno(), write=True)
 
     def close(self) -> None:
-        """End it, and wait for that; what it has under way ends by itself."""
+        """Send nothing more; what is under way ends by itself."""
         self._control.close()
-        self._wait()
+
+
+class Program(Keeper):
+    """A keeper that is a program of its own, which may be started at any time, and ends by :meth:`close`.
+
+    Args:
+        sessions: how many there may be at once.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, sessions: int = MAX_SESSIONS) -> None:
+        near, far = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_SEQPACKET)
+        super().__init__(near)
+        with far:
+            try:
+                self._process = subprocess.Popen(
+                    [*_PROGRAM, str(far.fileno()), str(sessions)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[far.fileno()],
+                    start_new_session=True,
+                )
+            except BaseException:
+                near.close()
+                raise
+        self.pid = self._process.pid
+
+    def close(self) -> None:
+        """End it, and wait for that."""
+        super().close()
+        self._process.wait()
+
+
+class Forked(Keeper):
+    """A keeper that is a fork of a process without threads, and another fork where it was killed, one at a time.
+
+    What is sent while there is none waits for the next one.
+
+    Args:
+        folder: the guest's keys.
+    """
+
+    def __init__(self, folder: str) -> None:
+        near, self._far = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_SEQPACKET)
+        super().__init__(near)
+        self._folder = folder
+        self._slots = Slots(MAX_SESSIONS)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a host came to Direct before: it comes again, and soon."""
+        return was_handed_over(self._folder)
+
+    def run(self) -> int:
+        """Be the keeper, in a fork of the process that made this."""
+        self._control.close()
+        os.setsid()
+        keeper.run(self._far, self._slots, load=self.is_awaited)
+        return 0
+
+    def close(self) -> None:
+        """As for each keeper; the fork ends, too."""
+        super().close()
+        self._far.close()
+        self._slots.close()
 
 
 _kept: Keeper | None = None
@@ -144,13 +159,11 @@ def kept(made: Keeper) -> Iterator[Keeper]:
         _kept = before
 
 
-def current() -> Keeper | None:
-    """The keeper of this process, if it has one."""
-    return _kept
-
-
 @contextlib.contextmanager
-def one_more() -> Iterator[Keeper]:
-    """A keeper for one connection, where this process has none, or has one no more."""
-    with contextlib.closing(Keeper.started()) as made:
-        yield made
+def at_hand() -> Iterator[Keeper]:
+    """The keeper of this process, or one for one connection, where it has none."""
+    if _kept is not None:
+        yield _kept
+    else:
+        with contextlib.closing(Program()) as made:
+            yield made

@@ -52,14 +52,7 @@ class Direct(RawService, name=DIRECT.name, port=DIRECT.port, short="direct"):
         except TimeoutError:
             log.info("direct: a connection said nothing, and is closed")
             return
-        keeper = keeping.current()
-        if keeper is not None:
-            try:
-                await keeper.serve(connection, self._order)
-                return
-            except OSError as error:
-                log.warning("direct: the keeper is gone (%s); each connection has one of its own now", error)
-        with keeping.one_more() as keeper:
+        with keeping.at_hand() as keeper:
             await keeper.serve(connection, self._order)
 
 

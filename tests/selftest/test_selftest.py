@@ -20,7 +20,6 @@ from hvsock import selftest
 from hvsock.addresses import ServiceId, VmId
 from hvsock.cli.commands.selftest import markdown
 from hvsock.errors import NotReadyError, RefusedError
-from hvsock.machines import known
 from hvsock.selftest import (
     Check,
     Ground,
@@ -106,7 +105,6 @@ def test_no_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hybrid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against our own server; asyncio takes the class of the process, so it is left to the test of the program."""
     monkeypatch.setenv("HVSOCK_TRANSPORT", "hybrid")
-    monkeypatch.setattr(known, "_given", {})  # paths of URLs that other tests gave in this process are gone
     few(monkeypatch, *identity.CHECKS, *connections.CHECKS[:-3], *STREAM)
     before = dict(os.environ)
     told = invoke_json("selftest")

@@ -159,6 +159,11 @@ def at_path(path: str, vmm: str | None) -> Vm:
     return made
 
 
+def is_gone(vm: Vm) -> bool:
+    """Whether the program gave the VM's path as a URL once, and the folder of its VMM is not there any more."""
+    return vm.path in _given and not os.path.isdir(os.path.dirname(vm.path))
+
+
 def where_to_write(key: str) -> str:
     """Where a VM or a service would have to be written, for errors."""
     where = files.settings().where

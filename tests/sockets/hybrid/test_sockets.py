@@ -384,6 +384,17 @@ class TestListen:
                         assert accepted.recv(99) == b"hello"
         assert not list(folder.glob("web*"))
 
+    def test_all_vms_but_one_that_is_gone(self, folder: Path, configure: Configure) -> None:
+        """A path that was given as a URL stays known to the process, after its VMM's folder is gone, too."""
+        configure()
+        gone = folder / "gone"
+        gone.mkdir()
+        with pytest.raises(OSError, match="there is no socket"):
+            hvsock.create_connection(f"unix:{gone / 'vm'}?hybrid=5005", PATIENCE)
+        gone.rmdir()
+        with listener() as sock, call(folder):
+            sock.accept()[0].close()
+
     def test_one_vm(self, folder: Path, configure: Configure) -> None:
         configure()
         with listener(id_of(folder, "web02")) as sock:

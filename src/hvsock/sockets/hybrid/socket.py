@@ -298,7 +298,7 @@ def _that_may_connect(vm_id: VmId) -> list[Vm]:
         OSError: EADDRNOTAVAIL: there is none.
     """
     if vm_id in (HV_GUID_CHILDREN, HV_GUID_WILDCARD):
-        found = [vm for vm in known.vms() if vm.path is not None]
+        found = [vm for vm in known.vms() if vm.path is not None and not known.is_gone(vm)]
     else:
         found = [_that_is(vm_id)]
     if not found:

@@ -45,6 +45,7 @@ from tests.sockets.support import (
     so_error,
     writable,
 )
+from tests.waiting import wait_until
 
 TYPES = [SOCK_STREAM, SOCK_SEQPACKET]
 NOWHERE = (HV_GUID_LOOPBACK, ServiceId("12345678-1234-1234-1234-123456789abc"))
@@ -626,6 +627,7 @@ class TestThreads:
             connecting = Job(lambda: sock.connect(NOWHERE))
             connection, _ = fake.take()
             with connection:
+                wait_until(lambda: "sendall" in vars(sock))  # the request is there a moment before the guards are
                 sending = Job(lambda: sock.sendall(b"payload"))
                 assert sending.is_blocked()
                 connection.recv(2048)

@@ -32,7 +32,7 @@ _BLOCK = re.compile(rf"(?:{_REMARK})?^```(python|console)\n(.*?)^```", re.MULTIL
 _VARIABLE = [
     (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "GUID"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?Z?"), "TIME"),
-    (re.compile(r"\b\d+(\.\d+)? (ms|us|µs|s|MB/s|GB/s)\b"), "MEASURE"),
+    (re.compile(r"-?\b\d+(\.\d+)? (ms|us|µs|s|MB/s|GB/s)\b"), "MEASURE"),
     (re.compile(r"process \d+|pid \d+"), "PROCESS"),
     (re.compile(r"\b\d+ programs"), "PROGRAMS"),
 ]

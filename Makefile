@@ -48,9 +48,10 @@ SPREAD := -n 3 --no-loadscope-reorder --durations=15
 test: setup qemu
 	$(BIN)/python -m pytest $(SPREAD) --ignore=tests/test_core_coverage.py
 
-# The examples of every page of the documentation, also in VMs; `make test` has those of the first pages.
+# The examples of every page of the documentation, also in VMs, one for each processor; `make test` has those of the
+# first pages.
 docs: setup qemu
-	HVSOCK_SOAK=1 $(BIN)/python -m pytest -n 3 tests/docs
+	HVSOCK_SOAK=1 $(BIN)/python -m pytest -n 2 tests/docs
 
 # The fuzzer that is guided by coverage; without it, the others still run.
 soak: setup qemu for-soak

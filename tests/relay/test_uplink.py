@@ -176,39 +176,39 @@ def test_it_outlives_the_broker_and_doctor_knows_it(worlds: Worlds) -> None:
         assert "the way up" in found["checks"][-1]["found"]
 
 
-def test_a_folder_that_is_no_partitions(worlds: Worlds) -> None:
-    command = [sys.executable, "-m", "hvsock", "uplink", f"unix:{worlds.outer.folder}"]
-    environment = {**os.environ, "HVSOCK_DIR": worlds.inner.folder}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
-        try:
-            assert process.stderr is not None
-            said = [process.stderr.readline().decode() for _ in range(2)]
-            assert f"it leads nowhere yet: no broker answers in {worlds.outer.folder}; bind-mount" in said[1]
-        finally:
-            process.terminate()
-
-
-def test_a_way_that_leads_nowhere_yet(worlds: Worlds, tmp_path: Path) -> None:
-    """It is said at the beginning, and once there is something it leads there."""
-    folder = tmp_path / "later"
+@contextlib.contextmanager
+def leading_nowhere(worlds: Worlds, folder: str) -> Iterator[str]:
+    """A way up as a process; its line that says why it leads nowhere."""
     command = [sys.executable, "-m", "hvsock", "uplink", f"unix:{folder}"]
     environment = {**os.environ, "HVSOCK_DIR": worlds.inner.folder}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
-            said = [process.stderr.readline().decode() for _ in range(2)]
-            assert f"it leads nowhere yet: there is no folder {folder}; bind-mount" in said[1]
-            with fails_with(errno.ENETUNREACH):
-                worlds.connect(worlds.inner.host)
-            folder.symlink_to(worlds.web01.folder)
-            with (
-                worlds.listen(worlds.outer) as above,
-                worlds.connect(worlds.inner.host) as near,
-                above.accept()[0] as far,
-            ):
-                talk(near, far)
+            process.stderr.readline()  # where it leads
+            yield process.stderr.readline().decode()
         finally:
             process.terminate()
+
+
+def test_a_folder_that_is_no_partitions(worlds: Worlds) -> None:
+    with leading_nowhere(worlds, worlds.outer.folder) as said:
+        assert f"it leads nowhere yet: no broker answers in {worlds.outer.folder}; bind-mount" in said
+
+
+def test_a_way_that_leads_nowhere_yet(worlds: Worlds, tmp_path: Path) -> None:
+    """It is said at the beginning, and once there is something it leads there."""
+    folder = tmp_path / "later"
+    with leading_nowhere(worlds, str(folder)) as said:
+        assert f"it leads nowhere yet: there is no folder {folder}; bind-mount" in said
+        with fails_with(errno.ENETUNREACH):
+            worlds.connect(worlds.inner.host)
+        folder.symlink_to(worlds.web01.folder)
+        with (
+            worlds.listen(worlds.outer) as above,
+            worlds.connect(worlds.inner.host) as near,
+            above.accept()[0] as far,
+        ):
+            talk(near, far)
 
 
 def test_a_way_up_that_is_killed_is_a_reset(worlds: Worlds) -> None:
